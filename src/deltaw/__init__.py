@@ -1,0 +1,19 @@
+"""deltaw (ΔW): every way of changing a trained model's weights cheaply, from one API.
+
+    import deltaw
+    adapted = deltaw.attach(model, deltaw.Plan(deltaw.methods.LoRA(r=16)))
+    optimizer = adapted.optimizer(lr=2e-4)
+    ...
+    adapted.save("my-adapter")
+"""
+
+from . import errors, methods, ops
+from .attach import Adapted, activate, adapters, attach, disabled, rows
+from .plan import Plan, Preview, preview
+from .spec import METHODS
+
+__version__ = "0.1.0"
+__all__ = [
+    "METHODS", "Adapted", "Plan", "Preview", "activate", "adapters", "attach", "disabled", "errors", "methods", "ops",
+    "preview", "rows",
+]  # fmt: skip

@@ -1,0 +1,308 @@
+"""Put a delta on, choose which are live, take it off. The base is never renamed, replaced or written to."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .convert import Converted, to_lora
+from .entry import Entry, attribute, fill, make
+from .errors import SpecError
+from .files import fingerprint, save_adapter
+from .merge import Merged, merge
+from .mixed import Rows
+from .ops import Eye
+from .plan import Assignment, Plan, as_plan
+from .session import ATTRIBUTE, CHILD, POOL, SELF, Place, Restore, Session, session
+from .signals import PRODUCERS
+from .sites.experts import ExpertSite
+from .spec import Method, Param, Start
+
+POOL_KEY = "pool"
+
+
+class Adapted:
+    """One attached adapter: its tensors, its optimiser, its files, its exports."""
+
+    def __init__(self, model: nn.Module, plan: Plan, name: str, assignments: list[Assignment]):
+        self.model, self.plan, self.name, self.assignments = model, plan, name, assignments
+
+    # ---- tensors
+
+    def entries(self) -> dict[str, Entry]:
+        """Site name -> its tensors (sites that share another's are not listed)."""
+        places = session(self.model).places
+        out = {}
+        for a in self.assignments:
+            module, key = _address(a)
+            if a.shares is None and (entry := places[module].entry(self.name, key)) is not None:
+                out[a.site.name] = entry
+        return out
+
+    def pool(self) -> Entry | None:
+        """The tensors all sites share."""
+        bag = getattr(self.model, POOL, None)
+        return bag[attribute(self.name)] if bag is not None and attribute(self.name) in bag else None
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of the adapter by "SITE.TENSOR"; shared ones by "SCOPE.TENSOR"."""
+        out = {f"{s}.{t}": v for s, e in self.entries().items() for t, v in e.named()}
+        pool = self.pool()
+        return out | (dict(pool.named()) if pool is not None else {})
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trained tensors, by the same names as in `state()`."""
+        return {k: v for k, v in self.state().items() if isinstance(v, nn.Parameter) and v.requires_grad}
+
+    def optimizer(self, lr: float, **kw: Any) -> torch.optim.Optimizer:
+        """The plan's update rule over the trained tensors, keyed by name."""
+        return self.plan.update.optimizer(self.trainable(), lr, **kw)  # type: ignore[no-any-return]
+
+    # ---- what it is and what becomes of it
+
+    def report(self) -> dict[str, Any]:
+        """Method, sites, counts and bytes, as plain data."""
+        trained = self.trainable()
+        base = sum(p.numel() for n, p in self.model.named_parameters() if ".deltaw" not in f".{n}")
+        count = sum(p.numel() for p in trained.values())
+        assert isinstance(self.plan.method, Method)
+        return {
+            "name": self.name,
+            "method": self.plan.method.key,
+            "sites": len(self.assignments),
+            "trainable": count,
+            "share": count / max(base, 1),
+            "base": base,
+            "bytes": sum(t.numel() * t.element_size() for t in self.state().values()),
+            "live": self.name in dict(session(self.model).live),
+        }
+
+    def save(self, directory: Any, **kw: Any) -> Any:
+        """Write the adapter (see deltaw.files): safetensors and JSON, atomically; a PEFT directory where PEFT has it."""
+        return save_adapter(self, directory, **kw)
+
+    def merge(self, probe: Any = None) -> Merged:
+        """New weights with this adapter in them, and a certificate; the model itself is left alone."""
+        return merge(self, probe)
+
+    def to_lora(self, rank: int | None = None) -> Converted:
+        """Plain LoRA factors per site: exact where the algebra has them, cut at `rank` with the error otherwise."""
+        return to_lora(self, rank)
+
+    def fingerprint(self) -> dict[str, str]:
+        return fingerprint(self.model, self.plan.train_modules)
+
+    def detach(self) -> None:
+        """Take the adapter off. When it was the last one the model is as it was before, bit for bit."""
+        _remove(self.model, self.name)
+
+    def __repr__(self) -> str:
+        r = self.report()
+        return f"Adapted('{self.name}': {self.plan.method}, {r['sites']} sites, {r['trainable']:,} trainable)"
+
+
+def _address(a: Assignment) -> tuple[str, str]:
+    """(module name, local key) of an assignment."""
+    if isinstance(a.site, ExpertSite):
+        key = f"{a.site.attr}.{a.site.index}"
+        return a.site.name[: -len(key) - 1], key
+    return a.site.name, ""
+
+
+def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *, empty: bool = False) -> Adapted:
+    """Attach a plan (or a method with default targets) under a name, and make it the live adapter.
+
+    The base's parameters are frozen (their flags come back on detach); state-dict keys, classes and signatures stay.
+    The adapter's tensors are registered next to each adapted module as `SITE.deltaw.NAME.…`, in float32 at least.
+    empty: leave the tensors uninitialised, for loading. Errors: TargetError, ShapeError, SpecError; on any of them
+    nothing has been attached.
+    """
+    plan = as_plan(plan)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+        raise SpecError(f"an adapter name is letters, digits, '_' and '-'; found {name!r}")
+    existing = model.__dict__.get(ATTRIBUTE)
+    if existing is not None and name in existing.adapters:
+        raise SpecError(f"an adapter '{name}' is already attached: detach it, or choose another name")
+    assignments = plan.resolve(model)
+    entries, pool = _build(assignments, plan, empty)
+    shared = existing or _open(model)
+    adapted = Adapted(model, plan, name, assignments)
+    shared.adapters[name] = adapted
+    if pool is not None:
+        _bag(model, POOL)[attribute(name)] = pool
+    for a, entry in zip(assignments, entries):
+        module, key = _address(a)
+        place = shared.places.get(module) or _patch(model, module, shared)
+        place.sites[key] = a.site
+        bag = _bag(place.module, CHILD)
+        if attribute(name) not in bag:
+            bag[attribute(name)] = nn.ModuleDict()
+        bag[attribute(name)][attribute(key) or SELF] = entry  # type: ignore[index,operator]
+    shared.live = ((name, 1.0),)
+    _listen(model, shared)
+    return adapted
+
+
+def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list[Entry], Entry | None]:
+    """All entries, before the model is touched."""
+    entries: list[Entry] = []
+    made: dict[str, Entry] = {}
+    wanted: dict[str, tuple[Param, list[int], Start]] = {}
+    for a in assignments:
+        if a.shares is not None:  # the same parameters, registered in both places; flipped, or as they are
+            twin = Entry(a.method, a.flip)
+            first = made[a.shares]
+            twin.own, twin.shared, twin.signals = first.own, first.shared, first.signals
+            twin._parameters, twin._buffers = first._parameters, first._buffers
+            entries.append(twin)
+            continue
+        entry = Entry(a.method)
+        declared = a.method.declare(a.site)
+        W = a.site.leaf().op
+        start = Start(a.site.name, a.site.kind, W, plan.seed, a.method)
+        for word, p in declared.items():
+            if isinstance(p, Param) and p.scope != "site":
+                key = f"{p.scope}.{word}"
+                entry.shared[word] = (key, p.shape)
+                _, size, _ = wanted.setdefault(key, (p, list(p.shape), Start(p.scope, "shared", W, plan.seed, a.method)))
+                size[:] = [max(x, y) for x, y in zip(size, p.shape, strict=True)]
+        entries.append(entry)
+        made[a.site.name] = entry
+        a_init = None if isinstance(W, Eye) or a.site.kind == "module" else plan.init
+        entry.__dict__["todo"] = (declared, start, a_init)
+    pool = Entry(assignments[0].method) if wanted else None
+    if pool is not None:
+        for key, (p, size, start) in wanted.items():
+            pool.put(key, make(p, tuple(size), start, key, empty), p.train)
+    for entry in entries:
+        entry.__dict__["pool"] = pool
+        if (todo := entry.__dict__.pop("todo", None)) is not None:
+            fill(entry, *todo, empty)
+    return entries, pool
+
+
+def _open(model: nn.Module) -> Session:
+    shared = Session()
+    for p in model.parameters():
+        if p.requires_grad:
+            shared.frozen.append(p)
+            p.requires_grad_(False)
+    model.__dict__[ATTRIBUTE] = shared
+    return shared
+
+
+def _bag(module: nn.Module, word: str) -> nn.ModuleDict:
+    if word not in module._modules:
+        bag = nn.ModuleDict()
+        bag.train(module.training)
+        module.add_module(word, bag)
+    return module._modules[word]  # type: ignore[return-value]
+
+
+def _patch(model: nn.Module, name: str, shared: Session) -> Place:
+    module = model.get_submodule(name)
+    place = Place(module, shared)
+    shared.places[name] = place
+    module.__dict__["forward"] = place
+    return place
+
+
+def _listen(model: nn.Module, shared: Session) -> None:
+    """Run the producers of wanted signals before the model, while an adapter that wants them is live."""
+    wanted = {s for a in shared.adapters.values() for e in a.entries().values() for s in e.signals.values()}
+    if shared.hook is not None:
+        shared.hook.remove()
+        shared.hook = None
+    if wanted:
+        shared.hook = model.register_forward_pre_hook(Listener(sorted(wanted)), with_kwargs=True)
+
+
+class Listener:
+    """Before the model: fill the signals, from a pass in which nothing is live."""
+
+    def __init__(self, wanted: list[str]):
+        self.wanted = wanted
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shared = session(model)
+        live = set(shared.rows.order) if shared.rows is not None else {n for n, _ in shared.live}
+        needy = {s for n in live for e in shared.adapters[n].entries().values() for s in e.signals.values()}
+        shared.signals = {}
+        if shared.off or not needy:
+            return
+        with disabled(model):
+            found = {s: PRODUCERS[s](model, args, kwargs) for s in self.wanted if s in needy}
+        shared.signals = found
+
+
+def _remove(model: nn.Module, name: str) -> None:
+    shared = session(model)
+    shared.known(name)
+    for key, place in list(shared.places.items()):
+        bag = place.module._modules[CHILD]
+        assert isinstance(bag, nn.ModuleDict)
+        if attribute(name) in bag:
+            del bag[attribute(name)]
+        if not len(bag):
+            del place.module._modules[CHILD]
+            if place.base.set_forward is None:
+                del place.module.__dict__["forward"]
+            else:
+                place.module.__dict__["forward"] = place.base.set_forward
+            del shared.places[key]
+    pool = model._modules.get(POOL)
+    if isinstance(pool, nn.ModuleDict) and attribute(name) in pool:
+        del pool[attribute(name)]
+        if not len(pool):
+            del model._modules[POOL]
+    del shared.adapters[name]
+    shared.live = tuple((n, w) for n, w in shared.live if n != name)
+    _listen(model, shared)
+    if not shared.adapters:
+        for p in shared.frozen:
+            p.requires_grad_(True)
+        del model.__dict__[ATTRIBUTE]
+
+
+def activate(model: nn.Module, names: str | Sequence[str], weights: Sequence[float] | None = None) -> Restore:
+    """Make these adapters live, each with a weight (default 1): their deltas are summed at every site.
+
+    Takes effect at once; used as a context manager it restores the earlier choice on leaving.
+    """
+    shared = session(model)
+    chosen = [names] if isinstance(names, str) else list(names)
+    for name in chosen:
+        shared.known(name)
+    if len(set(chosen)) < len(chosen):
+        raise SpecError(f"an adapter is named twice in {chosen}; give it a larger weight instead")
+    if weights is None:
+        weights = [1.0] * len(chosen)
+    if len(weights) != len(chosen):
+        raise SpecError(f"{len(chosen)} adapters need {len(chosen)} weights; found {len(weights)}")
+    pairs = tuple((n, w if isinstance(w, Tensor) else float(w)) for n, w in zip(chosen, weights))
+    return Restore(shared, live=pairs, signals={})
+
+
+def disabled(model: nn.Module) -> Restore:
+    """`with deltaw.disabled(model):` the base alone, bit for bit."""
+    return Restore(session(model), off=True)
+
+
+def rows(model: nn.Module, names: Sequence[str | None]) -> Restore:
+    """`with deltaw.rows(model, ["a", None, "b"]):` row i of the batch runs under adapter names[i], or under none."""
+    shared = session(model)
+    for name in names:
+        if name is not None:
+            shared.known(name)
+    if not names:
+        raise SpecError("deltaw.rows needs one adapter name (or None) for every row of the batch; the list is empty")
+    return Restore(shared, rows=Rows(list(names)), signals={})
+
+
+def adapters(model: nn.Module) -> Iterator[Adapted]:
+    """The adapters attached to a model, in the order they were attached."""
+    found = model.__dict__.get(ATTRIBUTE)
+    return iter(list(found.adapters.values()) if found is not None else [])

@@ -1,0 +1,135 @@
+"""The tensors of one adapter at one site, as a module beside the base's own, and the map they make."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SpecError
+from .ops import Affine, Map, Op, chain
+from .spec import Declared, Method, Param, Signal, Start, Tensors
+
+OFFSET = ("offset.B", "offset.A")  # a constant B0 A0 that an initialisation has moved into the base
+
+
+def attribute(name: str) -> str:
+    """Module attributes cannot hold dots."""
+    return name.replace(".", "__")
+
+
+class Entry(nn.Module):
+    """Registered beside the base parameters so that device moves, DDP, FSDP and optimisers see it.
+
+    `own` are the names of this site's tensors; `shared` the ones that live once for the model, with this site's shape.
+    """
+
+    def __init__(self, method: Method, flip: bool = False):
+        super().__init__()
+        self.method, self.flip = method, flip
+        self.own: list[str] = []
+        self.shared: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self.signals: dict[str, str] = {}
+        self.__dict__["pool"] = None  # the model-wide Entry of shared tensors, deliberately not a submodule
+
+    def put(self, name: str, tensor: Tensor, train: bool) -> None:
+        self.own.append(name)
+        self.register_parameter(attribute(name), nn.Parameter(tensor, requires_grad=train)) if (
+            tensor.is_floating_point()
+        ) else self.register_buffer(attribute(name), tensor)
+
+    def get(self, name: str) -> Tensor:
+        return getattr(self, attribute(name))  # type: ignore[no-any-return]
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self.own:
+            yield name, self.get(name)
+
+    def tensors(self, signals: dict[str, Tensor]) -> Tensors:
+        p = Tensors(self.training)
+        for name in self.own:
+            if name not in OFFSET:
+                setattr(p, name, self.get(name))
+        for name, (key, shape) in self.shared.items():
+            whole = self.pool.get(key)
+            setattr(p, name, whole[tuple(slice(0, k) for k in shape)])
+        for name, signal in self.signals.items():
+            if signal not in signals:
+                raise SpecError(f"{self.method.key} needs the signal '{signal}': call the whole model, not one layer")
+            setattr(p, name, signals[signal])
+        return p
+
+    def shifted(self, W: Op) -> Op:
+        """The base as the method sees it: with the constant an initialisation has moved into it."""
+        return W + chain(self.get("offset.B"), self.get("offset.A")) if "offset.B" in self.own else W
+
+    def layer(self, base: Affine, signals: dict[str, Tensor]) -> Map:
+        W = self.shifted(base.op.T if self.flip else base.op)
+        L = self.method.layer(Affine(W, None if self.flip else base.bias), self.tensors(signals))
+        if self.flip:  # the other end of a tied weight: same tensors, transposed
+            if not isinstance(L, Affine):
+                raise SpecError(f"{self.method.key} is not linear and cannot act on both ends of a tied weight")
+            L = Affine(L.op.T, base.bias)
+        return L
+
+    def extra_repr(self) -> str:
+        return repr(self.method)
+
+
+def width_of(W: Op) -> torch.dtype:
+    """Adapters are stored in float32 at least: these are the masters, cast to the activations' dtype in use."""
+    dtype = W.like.dtype
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+
+
+def make(param: Param, shape: tuple[int, ...], start: Start, name: str, empty: bool) -> Tensor:
+    like = start.W.like
+    dtype = param.dtype or width_of(start.W)
+    if empty or like.device.type == "meta":
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    value = param.init(start.at(name, param.seed), shape)
+    if tuple(value.shape) != tuple(shape):
+        raise SpecError(f"{start.name}: the start of '{name}' has shape {tuple(value.shape)}; declared: {tuple(shape)}")
+    return value.detach().to(device=like.device, dtype=dtype).clone().contiguous()
+
+
+def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool) -> None:
+    """Make this site's own tensors: first the plain starts, then the init axis, then those that look at the others."""
+    late: list[tuple[str, Param]] = []
+    for name, param in declared.items():
+        if isinstance(param, Signal):
+            entry.signals[name] = param.name
+        elif param.scope == "site" and getattr(param.init, "last", False):
+            late.append((name, param))
+        elif param.scope == "site":
+            entry.put(name, make(param, param.shape, start, name, empty), param.train)
+    start.p = entry.tensors(dict.fromkeys(entry.signals.values(), torch.empty(0)))
+    if init is not None:
+        with torch.no_grad():
+            moved = _moved(entry, init, start, empty)
+        for name, tensor in zip(OFFSET, moved or ()):
+            entry.put(name, tensor, False)
+        start.W = entry.shifted(start.W)
+    for name, param in late:
+        with torch.no_grad():
+            tensor = make(param, param.shape, start, name, empty)
+        entry.put(name, tensor, param.train)
+        setattr(start.p, name, entry.get(name))
+
+
+def _moved(entry: Entry, init: Any, start: Start, empty: bool) -> tuple[Tensor, Tensor] | None:
+    like = start.W.like
+    if empty or like.device.type == "meta":
+        if not init.shifts:
+            return None
+        B, A = start.p.B, start.p.A
+        return torch.empty_like(B), torch.empty_like(A)
+    offset = init.fill(start, start.p, {})
+    if offset is None:
+        return None
+    from .ops import factors
+
+    pair = factors(offset)
+    assert pair is not None, "an init's offset must have exact factors"
+    return pair[0].detach().clone().contiguous(), pair[1].detach().clone().contiguous()

@@ -1,0 +1,16 @@
+"""Every method, one file each: `deltaw.methods.LoRA`. The folder is the axis, the file name is the key."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from ..spec import METHODS
+
+for _folder in ("structure", "wrap", "route", "stream", "init", "update"):
+    _package = importlib.import_module(f"{__name__}.{_folder}")
+    for _module in pkgutil.iter_modules(_package.__path__):
+        importlib.import_module(f"{_package.__name__}.{_module.name}")
+
+globals().update({cls.__name__: cls for cls in METHODS.table.values()})
+__all__ = sorted(cls.__name__ for cls in METHODS.table.values())

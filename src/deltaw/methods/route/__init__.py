@@ -1,0 +1,1 @@
+"""Methods whose output is a mixture chosen by the input."""

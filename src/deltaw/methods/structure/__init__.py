@@ -1,0 +1,1 @@
+"""Deltas to a weight: one file per method."""

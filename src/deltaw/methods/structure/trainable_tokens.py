@@ -1,0 +1,68 @@
+"""Trainable tokens: only chosen rows of an embedding table are trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...errors import SpecError
+from ...ops import Op
+from ...spec import Declared, Method, Param, Start, Tensors, method
+
+
+class Columns(Op):
+    """Columns v (k, m) at sorted positions i (k,) of an m x n zero matrix."""
+
+    def __init__(self, i: Tensor, v: Tensor, n: int):
+        self.i, self.v, self.shape = i, v, (v.shape[1], n)
+
+    @property
+    def like(self) -> Tensor:
+        return self.v
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x[..., self.i] @ self.v.to(x.dtype)
+
+    def rmv(self, y: Tensor) -> Tensor:
+        x = y.new_zeros(*y.shape[:-1], self.shape[1])
+        return x.index_copy(-1, self.i, y @ self.v.mT.to(y.dtype))
+
+    def dense(self) -> Tensor:
+        return self.v.new_zeros(self.shape).index_copy(1, self.i, self.v.mT)
+
+    def cols(self, ids: Tensor) -> Tensor:
+        at = torch.searchsorted(self.i, ids).clamp_max(len(self.i) - 1)
+        return self.v[at] * (self.i[at] == ids).unsqueeze(-1)
+
+
+@method(paper="(HF PEFT, TrainableTokens)", start="rounding")
+class TrainableTokens(Method):
+    """E' = E with the rows of the given token ids trained: as an operator (d, V), W' = W + columns (v - W[:, ids]).
+
+    v (k, d), started as the base's rows; the base's rows enter as the frozen v0. Count: k d. What
+    `Plan(token_rows={"embed_tokens": [...]})` uses. Trap: a tied head sees the new rows only if it is adapted too.
+
+    >>> from deltaw.methods import TrainableTokens
+    >>> TrainableTokens(ids=(3, 5)).params(8, 100)["v"].shape
+    (2, 8)
+    """
+
+    ids: tuple[int, ...] = (0,)
+
+    def params(self, m: int, n: int) -> Declared:
+        if not self.ids or min(self.ids) < 0 or max(self.ids) >= n or len(set(self.ids)) < len(self.ids):
+            raise SpecError(f"token ids must be different and within 0..{n - 1}; found {self.ids}")
+        where = torch.tensor(sorted(self.ids))
+
+        def rows(start: Start, _: tuple[int, ...]) -> Tensor:
+            return start.W.cols(where.to(start.W.like.device)).detach()
+
+        k = len(self.ids)
+        return {
+            "v": Param((k, m), rows),
+            "v0": Param((k, m), rows, train=False),
+            "i": Param((k,), lambda *_: where, train=False, dtype=torch.int64),
+        }
+
+    def weight(self, W: Op, p: Tensors) -> Op:
+        return W + Columns(p.i, p.v - p.v0, W.shape[1])

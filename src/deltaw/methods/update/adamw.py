@@ -1,0 +1,23 @@
+"""AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import update
+
+
+@update(paper="arXiv:1711.05101")
+class AdamW:
+    """torch.optim.AdamW over all trained tensors; weight decay 0 by default, as is usual for adapters.
+
+    Keyword arguments of torch.optim.AdamW pass through.
+    """
+
+    weight_decay: float = 0.0
+
+    def optimizer(self, named: dict[str, nn.Parameter], lr: float, **kw: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(list(named.items()), lr=lr, **{"weight_decay": self.weight_decay, **kw})

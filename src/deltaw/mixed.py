@@ -1,0 +1,120 @@
+"""A mixed batch: every row of the batch has its own adapter, or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .entry import Entry
+from .errors import NotLinear, ShapeError
+from .ops import Affine, Map, delta, factors
+from .sites import Site
+
+Bank = tuple[Tensor, Tensor]
+
+
+class Rows:
+    """names[i] is the adapter of row i (None: the base). `index` numbers the adapters that occur, 0 for none."""
+
+    def __init__(self, names: list[str | None]):
+        self.names = names
+        self.order = [n for n in dict.fromkeys(names) if n is not None]
+        place = {n: k for k, n in enumerate(self.order, 1)}
+        self.index = torch.tensor([place[n] if n is not None else 0 for n in names], dtype=torch.int64)
+        self.maps: dict[int, Map] = {}
+
+    def spread(self, x: Tensor) -> Tensor:
+        """The adapter number of each slice of x along its first axis; tokens flattened row by row are recognised."""
+        count, rows = x.shape[0], len(self.names)
+        if count % rows:
+            raise ShapeError(f"the batch has {count} rows here; deltaw.rows was told of {rows}")
+        return self.index.to(x.device).repeat_interleave(count // rows)
+
+
+class RowMap(Map):
+    """The base once for all rows; every low-rank delta in one gather and one batched product, whatever the number of
+    adapters; what has no exact factors runs on its own rows."""
+
+    def __init__(self, base: Affine, rows: Rows, entries: dict[int, Entry], signals: dict[str, Tensor]):
+        self.base, self.rows, self.signals = base, rows, signals
+        self.others, pairs = dict[int, Entry](), dict[int, Bank]()
+        for number, entry in entries.items():
+            pair = None if entry.signals else low_rank(base, entry)
+            if pair is None:
+                self.others[number] = entry
+            else:
+                pairs[number] = pair
+        self.bank = _stacked(pairs, len(rows.order) + 1) if pairs else None
+
+    def _rows(self, x: Tensor, y: Tensor, which: Tensor, lookup: bool) -> Tensor:
+        for number, entry in self.others.items():
+            at = (which == number).nonzero().squeeze(-1)
+            if len(at):
+                L = entry.layer(self.base, {k: v[at] for k, v in self.signals.items()})
+                y = y.index_copy(0, at, (L.cols(x[at]) if lookup else L(x[at])).to(y.dtype))
+        return y
+
+    def __call__(self, x: Tensor) -> Tensor:
+        which = self.rows.spread(x)
+        y = self.base(x)
+        if self.bank is not None:
+            B, A = self.bank[0][which], self.bank[1][which]  # (b, m, r), (b, r, n)
+            z = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), A.mT.to(x.dtype))
+            y = y + torch.bmm(z, B.mT.to(x.dtype)).reshape(y.shape)
+        return self._rows(x, y, which, lookup=False)
+
+    def cols(self, i: Tensor) -> Tensor:
+        which = self.rows.spread(i)
+        y = self.base.cols(i)
+        if self.bank is not None:
+            B, A = self.bank[0][which], self.bank[1][which]
+            ids = i.reshape(i.shape[0], 1, -1).expand(-1, A.shape[1], -1)
+            y = y + torch.bmm(A.gather(2, ids).mT, B.mT).reshape(y.shape).to(y.dtype)
+        return self._rows(i, y, which, lookup=True)
+
+
+def low_rank(base: Affine, entry: Entry) -> Bank | None:
+    """Exact factors of the delta, if that is all the method does and they are thinner than the weight."""
+    L = entry.layer(base, {})
+    if not isinstance(L, Affine) or L.bias is not base.bias:
+        return None
+    pair = factors(delta(L.op, base.op))
+    return None if pair is None or pair[0].shape[1] >= min(base.op.shape) else pair
+
+
+def mixed(place: Any, site: Site, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The forward of one adapted module under `deltaw.rows`."""
+    named = {k: place.entry(name) for k, name in enumerate(rows.order, 1)}
+    entries = {k: e for k, e in named.items() if e is not None}
+    if not entries:
+        return place.base.forward(*args, **kwargs)
+    if site.pointwise:
+        if id(place) in rows.maps:
+            return site.run(rows.maps[id(place)], place.base.forward, args, kwargs)
+        L = RowMap(site.leaf(), rows, entries, place.session.signals)
+        if not torch.is_grad_enabled() and not place.session.signals:
+            rows.maps[id(place)] = L  # without gradients nothing can change inside the context
+        return site.run(L, place.base.forward, args, kwargs)
+    x = args[0] if args else next(iter(kwargs.values()))
+    if len(args) + len(kwargs) != 1 or not isinstance(x, Tensor):
+        raise NotLinear(f"{site.name}: a {site.kind} with several inputs cannot be split into the rows of a batch")
+    y, which = place.base.forward(x), rows.spread(x)
+    for number, entry in entries.items():
+        at = (which == number).nonzero().squeeze(-1)
+        if len(at):
+            part = site.run(entry.layer(site.leaf(), place.session.signals), place.base.forward, (x[at],), {})
+            y = y.index_copy(0, at, part.to(y.dtype))
+    return y
+
+
+def _stacked(pairs: dict[int, Bank], count: int) -> Bank:
+    """Slots by adapter number, padded to the largest rank; slot 0 is the row without an adapter."""
+    B0, A0 = next(iter(pairs.values()))
+    r = max(B.shape[1] for B, _ in pairs.values())
+    zero = (B0.new_zeros(B0.shape[0], r), A0.new_zeros(r, A0.shape[1]))
+    padded = {k: (F.pad(B, (0, r - B.shape[1])), F.pad(A, (0, 0, 0, r - A.shape[0]))) for k, (B, A) in pairs.items()}
+    slots = [padded.get(k, zero) for k in range(count)]
+    return torch.stack([B for B, _ in slots]), torch.stack([A for _, A in slots])

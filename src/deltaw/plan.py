@@ -1,0 +1,239 @@
+"""Plan = where x structure x init x update: what will be attached, resolved and previewed before anything is touched."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Iterable
+
+from torch import nn
+
+from .errors import SpecError, TargetError
+from .methods.init import INITS
+from .methods.update import UPDATES
+from .sites import Site, find
+from .sites.find import ALL_LINEAR, Candidates, _pick, matches
+from .sites.module import ModuleSite
+from .spec import METHODS, Method, Param, change, from_config, to_config
+
+
+@dataclass
+class Assignment:
+    """One site, its method, and, for the second end of a tied weight, the site whose tensors it uses."""
+
+    site: Site
+    method: Method
+    shares: str | None = None
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to attach where.
+
+    method: a Method, or its key for all defaults. targets: a list of module-name suffixes, one regular expression for
+    whole names, or "all-linear". exclude: the same language. overrides: {pattern: {field: value} | Method | None}, the
+    first pattern that fits a name wins; None leaves the site out (PEFT's rank_pattern is {pattern: {"r": ...}}).
+    layers: layer numbers to keep. init, update: keys or objects. train_modules: modules trained in full (heads).
+    token_rows: {embedding name: token ids} trained as single rows. tie: one delta for both ends of a tied weight.
+    Every name and pattern must match something; `resolve` raises TargetError otherwise.
+    """
+
+    method: Method | str
+    targets: str | tuple[str, ...] | list[str] = ALL_LINEAR
+    exclude: str | tuple[str, ...] | list[str] = ()
+    overrides: dict[str, Any] = field(default_factory=dict)
+    layers: Any = None
+    init: Any = None
+    update: Any = "adamw"
+    train_modules: tuple[str, ...] | list[str] = ()
+    token_rows: dict[str, Any] = field(default_factory=dict)
+    tie: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        if isinstance(self.method, (str, dict)):
+            put(self, "method", from_config(self.method))
+        if not isinstance(self.method, Method):
+            raise SpecError(f"Plan.method must be a method such as LoRA(r=8) or its key; found {self.method!r}")
+        if isinstance(self.init, (str, dict)):
+            put(self, "init", from_config(self.init, INITS))
+        if isinstance(self.update, (str, dict)):
+            put(self, "update", from_config(self.update, UPDATES))
+        for name in ("targets", "exclude", "train_modules"):
+            value = getattr(self, name)
+            put(self, name, value if isinstance(value, str) else tuple(value))
+        if isinstance(self.train_modules, str):
+            put(self, "train_modules", (self.train_modules,))
+        if self.layers is not None:
+            put(self, "layers", (self.layers,) if isinstance(self.layers, int) else tuple(self.layers))
+        rows = {k: tuple(int(i) for i in v) for k, v in self.token_rows.items()}
+        put(self, "token_rows", rows)
+
+    # ---- to and from plain data
+
+    def to_dict(self) -> dict[str, Any]:
+        def plain(v: Any) -> Any:
+            return to_config(v) if isinstance(v, Method) else v
+
+        return {
+            "method": to_config(self.method),
+            "targets": self.targets if isinstance(self.targets, str) else list(self.targets),
+            "exclude": self.exclude if isinstance(self.exclude, str) else list(self.exclude),
+            "overrides": {k: plain(v) for k, v in self.overrides.items()},
+            "layers": None if self.layers is None else list(self.layers),
+            "init": None if self.init is None else to_config(self.init),
+            "update": to_config(self.update),
+            "train_modules": list(self.train_modules),
+            "token_rows": {k: list(v) for k, v in self.token_rows.items()},
+            "tie": self.tie,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Plan:
+        from dataclasses import fields
+
+        from .errors import nearest
+
+        names = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in names:
+                raise SpecError(f"a plan has no field '{key}'{nearest(key, names)}")
+        ready = dict(data)
+        ready["overrides"] = {
+            k: from_config(v) if isinstance(v, dict) and "key" in v else v for k, v in data.get("overrides", {}).items()
+        }
+        return cls(**ready)
+
+    # ---- resolution
+
+    def resolve(self, model: nn.Module) -> list[Assignment]:
+        """Every site with its method, in the model's order."""
+        assert isinstance(self.method, Method)
+        sites = find(model, self.targets, self.exclude, self.layers, self.method.sites)
+        whole = self._whole(model)
+        inside = [a.site.name for a in whole if isinstance(a.site, ModuleSite)]
+        named = {a.site.name for a in whole}
+        sites = [s for s in sites if s.name not in named and not any(s.name.startswith(i + ".") for i in inside)]
+        used: set[str] = set()
+        out: list[Assignment] = []
+        for site in sites:
+            chosen = self._method_for(site.name, used)
+            if chosen is not None:
+                out.append(Assignment(site, chosen))
+        for pattern in self.overrides:
+            if pattern not in used and not any(matches(s.name, pattern) for s in sites):
+                names = [s.name for s in sites]
+                from .errors import nearest
+
+                raise TargetError(f"override '{pattern}' matches none of the {len(names)} sites{nearest(pattern, names)}")
+        if self.tie:
+            _tie(out)
+        return out + whole
+
+    def _method_for(self, name: str, used: set[str]) -> Method | None:
+        assert isinstance(self.method, Method)
+        for pattern, value in self.overrides.items():
+            if matches(name, pattern):
+                used.add(pattern)
+                if value is None or isinstance(value, Method):
+                    return value
+                return change(self.method, dict(value))  # type: ignore[no-any-return]
+        return self.method
+
+    def _whole(self, model: nn.Module) -> list[Assignment]:
+        out: list[Assignment] = []
+        where = Candidates(model, "module")
+        for pattern in self.train_modules:
+            for name in _pick(where, "train_modules", pattern, literal=True):
+                if not list(where.modules[name].parameters()):
+                    raise TargetError(f"train_modules '{name}' has no parameters to train")
+                out.append(Assignment(ModuleSite(name, where.modules[name]), METHODS["full"]()))
+        for pattern, ids in self.token_rows.items():
+            for site in find(model, [pattern]):
+                out.append(Assignment(site, METHODS["trainable_tokens"](ids=tuple(ids))))  # type: ignore[call-arg]
+        return out
+
+
+def _tie(out: list[Assignment]) -> None:
+    """The second end of a tied weight uses the first end's tensors: transposed if one of the two is a lookup."""
+    first: dict[int, Assignment] = {}
+    for a in out:
+        parameter = a.site.parameter()
+        if parameter is None:
+            continue
+        other = first.setdefault(id(parameter), a)
+        if other is not a and other.site.module is not a.site.module and other.method == a.method:
+            a.shares, a.flip = other.site.name, other.site.shape != a.site.shape or other.site.kind != a.site.kind
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a plan would do to a model. Bytes are estimates from shapes; `tokens` is batch x length."""
+
+    rows: list[dict[str, Any]]
+    trainable: int
+    frozen_extra: int
+    base: int
+    optimizer_bytes: int
+    activation_bytes: int
+    tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "share": self.trainable / max(self.base, 1)}
+
+    def __str__(self) -> str:
+        lines = [f"{r['name']:<48} {r['method']:<12} {r['kind']:<10} {r['shape']!s:<16} {r['trainable']:>10,}" for r in self.rows]
+        return "\n".join(
+            [*lines, f"{len(self.rows)} sites, {self.trainable:,} trainable parameters "
+             f"({100 * self.trainable / max(self.base, 1):.3f} % of {self.base:,}); optimiser state about "
+             f"{self.optimizer_bytes / 1e6:.1f} MB; activations saved for the deltas about "
+             f"{self.activation_bytes / 1e6:.1f} MB at {self.tokens} tokens"]
+        )  # fmt: skip
+
+
+def preview(model: nn.Module, plan: Plan, tokens: int = 1024) -> Preview:
+    """Resolve a plan and add it up; the model is not touched.
+
+    Optimiser bytes: two float32 moments per trainable number. Activation bytes: the input that each site must keep for
+    the gradient of its right-most factor, once for sites that read the same input shape in the same block.
+    """
+    rows: list[dict[str, Any]] = []
+    shared: dict[tuple[str, str], tuple[int, bool]] = {}
+    activation = frozen = trainable = 0
+    for a in plan.resolve(model):
+        own = 0
+        if a.shares is None:
+            for name, p in a.method.declare(a.site).items():
+                if not isinstance(p, Param):
+                    continue
+                size = math.prod(p.shape)
+                if p.scope != "site":
+                    key = (p.scope, name)
+                    shared[key] = (max(size, shared.get(key, (0, p.train))[0]), p.train)
+                elif p.train:
+                    own += size
+                else:
+                    frozen += size
+        trainable += own
+        leaf = a.site.leaf().op
+        n = leaf.shape[1] if a.site.kind not in ("embedding", "module") else 0
+        activation += tokens * n * leaf.like.element_size()
+        rows.append(
+            {"name": a.site.name, "method": a.method.key, "kind": a.site.kind, "shape": a.site.shape, "trainable": own,
+             "tied_to": a.shares}
+        )  # fmt: skip
+    for size, train in shared.values():
+        trainable, frozen = trainable + size * train, frozen + size * (not train)
+    base = sum(p.numel() for p in model.parameters())
+    return Preview(rows, trainable, frozen, base, 8 * trainable, activation, tokens)
+
+
+def as_plan(plan: Plan | Method | str) -> Plan:
+    return plan if isinstance(plan, Plan) else Plan(plan)
+
+
+def names_of(assignments: Iterable[Assignment]) -> list[str]:
+    return [a.site.name for a in assignments]

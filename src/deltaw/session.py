@@ -1,0 +1,167 @@
+"""What is attached to a model: the adapters by name, which are live, and the forward of each adapted module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .entry import Entry, attribute
+from .errors import NotLinear, SpecError, TargetError, nearest
+from .mixed import Rows, mixed
+from .ops import Affine, Map, delta, scale
+from .sites import Site
+from .sites.base import ModuleBase
+from .sites.experts import ExpertSite
+from .sites.module import Replace, Shim
+
+if TYPE_CHECKING:
+    from .attach import Adapted
+
+ATTRIBUTE = "_deltaw"  # on the root module: its Session
+CHILD = "deltaw"  # on every adapted module: its entries by adapter name
+SELF = "self"  # the key of the module's own entry; experts are keyed "attr__3"
+POOL = "deltaw_shared"  # on the root module: tensors shared by all sites of an adapter
+
+
+class Session:
+    """The shared state behind one model. Everything a forward looks at is here."""
+
+    def __init__(self) -> None:
+        self.adapters: dict[str, Adapted] = {}
+        self.live: tuple[tuple[str, float | Tensor], ...] = ()
+        self.off = False
+        self.rows: Rows | None = None
+        self.signals: dict[str, Tensor] = {}
+        self.places: dict[str, Place] = {}
+        self.frozen: list[Tensor] = []  # base parameters that required a gradient before
+        self.hook: Any = None
+
+    def known(self, name: str) -> str:
+        if name not in self.adapters:
+            raise TargetError(
+                f"no adapter '{name}' is attached{nearest(name, self.adapters)}; attached: "
+                f"{', '.join(self.adapters) or 'none'}"
+            )
+        return name
+
+
+def session(model: nn.Module) -> Session:
+    found = model.__dict__.get(ATTRIBUTE)
+    if found is None:
+        raise SpecError(f"nothing is attached to this {type(model).__name__}: call deltaw.attach or deltaw.load first")
+    return found  # type: ignore[no-any-return]
+
+
+class Restore:
+    """What `activate`, `disabled` and `rows` return: leave the `with` block and the earlier state is back."""
+
+    def __init__(self, shared: Session, **new: Any):
+        self.shared = shared
+        self.old = {k: getattr(shared, k) for k in new}
+        for k, v in new.items():
+            setattr(shared, k, v)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        for k, v in self.old.items():
+            setattr(self.shared, k, v)
+
+
+def combine(site: Site, live: list[tuple[Entry, float | Tensor]], signals: dict[str, Tensor]) -> Map:
+    """Several adapters at one site: the base plus the weighted sum of their deltas, never one fed into another."""
+    base = site.leaf()
+    maps = [entry.layer(base, signals) for entry, _ in live]
+    weights = [w for _, w in live]
+    if len(maps) == 1 and isinstance(weights[0], float) and weights[0] == 1.0:
+        return maps[0]
+    if all(isinstance(L, Replace) for L in maps):
+        return Replace(_lerp(site, maps, weights))  # type: ignore[arg-type]
+    if not all(isinstance(L, Affine) for L in maps):
+        return Mixture(base, maps, weights)
+    op, bias = base.op, base.bias
+    for L, w in zip(maps, weights):
+        assert isinstance(L, Affine)
+        op = op + scale(w, delta(L.op, base.op))
+        if L.bias is not base.bias and L.bias is not None:
+            move = L.bias if base.bias is None else L.bias - base.bias
+            bias = w * move if bias is None else bias + w * move
+    return Affine(op, bias)
+
+
+def _lerp(site: Any, maps: list[Replace], weights: list[float | Tensor]) -> dict[str, Tensor]:
+    out = {}
+    for name, own in site.originals().items():
+        moves = [w * (L.tensors[name] - own) for L, w in zip(maps, weights)]
+        out[name] = own + torch.stack(moves).sum(0)
+    return out
+
+
+class Mixture(Map):
+    """base(x) + sum of w_i (L_i(x) - base(x)): the sum for maps that are no operators."""
+
+    def __init__(self, base: Affine, maps: list[Map], weights: list[float | Tensor]):
+        self.base, self.maps, self.weights = base, maps, weights
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y0 = self.base(x)
+        y = y0
+        for L, w in zip(self.maps, self.weights):
+            y = y + w * (L(x) - y0)
+        return y
+
+
+class Place:
+    """The instance-level forward of one adapted module. A plain object, so it survives pickle and deepcopy."""
+
+    def __init__(self, module: nn.Module, shared: Session):
+        self.module, self.session = module, shared
+        self.base = ModuleBase(module)
+        self.set_forward = self.base.set_forward
+        self.shim = Shim(self.base)
+        self.sites: dict[str, Site] = {}  # by local key: "" for the module itself, "attr.3" for an expert
+
+    def entry(self, name: str, key: str = "") -> Entry | None:
+        bag = getattr(self.module, CHILD)
+        a, k = attribute(name), attribute(key) or SELF
+        return bag[a][k] if a in bag and k in bag[a] else None
+
+    def live(self, key: str = "") -> list[tuple[Entry, float | Tensor]]:
+        found = []
+        for name, w in self.session.live:
+            entry = self.entry(name, key)
+            if entry is not None:
+                found.append((entry, w))
+        return found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        s = self.session
+        if s.off:
+            return self.base.forward(*args, **kwargs)
+        if "" in self.sites:
+            site = self.sites[""]
+            if s.rows is not None:
+                return mixed(self, site, s.rows, args, kwargs)
+            live = self.live()
+            if not live:
+                return self.base.forward(*args, **kwargs)
+            return site.run(combine(site, live, s.signals), self.base.forward, args, kwargs)
+        return self._stack(args, kwargs)
+
+    def _stack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module with expert stacks: rebuild the stacks that are adapted and run the module under them."""
+        if self.session.rows is not None and any(self.session.rows.names):
+            raise NotLinear("expert stacks see tokens sorted by expert, so rows of a batch cannot be told apart there")
+        pieces: dict[str, list[Tensor]] = {}
+        for key, site in self.sites.items():
+            assert isinstance(site, ExpertSite)
+            live, stack = self.live(key), site.base.stack
+            rows = pieces.setdefault(site.attr, list(stack.unbind(0)))
+            if live:
+                new = site.merged(combine(site, live, self.session.signals))
+                rows[site.base.index] = next(iter(new.values())).to(stack.dtype)
+        return self.shim.under({a: torch.stack(rows) for a, rows in pieces.items()}, args, kwargs)
+

@@ -1,0 +1,74 @@
+"""A place where a delta can go."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, ClassVar
+
+from torch import Tensor, nn
+
+from ..errors import NotMergeable
+from ..ops import Affine, Base, Map
+
+
+class Site:
+    """One place of the model: `name` (as in `named_modules`), `module`, `kind`, `shape` (m, n).
+
+    `leaf()` is the base there as an Affine; `run(L, call, args, kwargs)` is the module's forward with L in its place;
+    `written(W, b)` lays a new weight (m, n), and a bias if it changed, out as the module's own parameters.
+    """
+
+    kind: ClassVar[str]
+    pointwise: ClassVar[bool] = True  # `run` applies L to rows independently of each other, through L(x) or L.cols(i)
+    index: int | None = None  # which expert of a stack
+
+    def __init__(self, name: str, module: nn.Module):
+        self.name, self.module = name, module
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.leaf().op.shape
+
+    def leaf(self) -> Affine:
+        raise NotImplementedError
+
+    def run(self, L: Map, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return L(args[0] if args else next(iter(kwargs.values())))
+
+    def merged(self, L: Map) -> dict[str, Tensor]:
+        """The parameters of the module that change when L is written into them, by name."""
+        if not isinstance(L, Affine):
+            raise NotMergeable(
+                f"{self.name}: {type(L).__name__} depends on its input, so no weight equals it; keep the adapter "
+                "separate, or freeze the gate to constants first"
+            )
+        own = self.leaf().bias
+        return self.written(L.op.dense(), None if L.bias is own else L.bias)
+
+    def written(self, W: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+        raise NotMergeable(f"{self.name}: a {self.kind} has no weight that a delta could be merged into")
+
+    def parameter(self) -> Tensor | None:
+        """The base parameter behind this site, to recognise tied weights."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"{self.kind} {self.name} {self.shape}"
+
+
+class ModuleBase(Base):
+    """A base leaf backed by a module. `native` is false once somebody else has replaced the module's forward."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        found = module.__dict__.get("forward")  # another library's instance-level forward, kept; ours, looked through
+        self.set_forward = getattr(found, "set_forward", found)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward as it was before anything was attached."""
+        if self.set_forward is not None:
+            return self.set_forward(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        return getattr(self.module, "bias", None)

@@ -1,0 +1,75 @@
+"""nn.Linear and transformers' Conv1D (a linear layer whose weight is stored n x m)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import NotMergeable
+from ..ops import Affine
+from .base import ModuleBase, Site
+
+
+class LinearBase(ModuleBase):
+    """W as the module stores it (m, n), or transposed for Conv1D."""
+
+    def __init__(self, module: nn.Module, transposed: bool = False):
+        super().__init__(module)
+        self.transposed = transposed
+        m, n = self.weight().shape
+        self.shape = (m, n)
+
+    @property
+    def like(self) -> Tensor:
+        return self.module.weight  # type: ignore[return-value]
+
+    def weight(self) -> Tensor:
+        return self.like.mT if self.transposed else self.like
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight().to(x.dtype))
+
+    def rmv(self, y: Tensor) -> Tensor:
+        return F.linear(y, self.weight().mT.to(y.dtype))
+
+    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is self.bias and x.dtype == self.like.dtype:
+            return self.forward(x)  # type: ignore[no-any-return]
+        y = self(x)
+        return y if bias is None else y + bias.to(y.dtype)
+
+
+class LinearSite(Site):
+    kind = "linear"
+    transposed = False
+
+    def __init__(self, name: str, module: nn.Module):
+        super().__init__(name, module)
+        self.base = LinearBase(module, self.transposed)
+
+    def leaf(self) -> Affine:
+        return Affine(self.base, self.base.bias)
+
+    def parameter(self) -> Tensor:
+        return self.base.like
+
+    def written(self, W: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+        out = {"weight": W.mT if self.transposed else W}
+        if bias is not None:
+            if self.base.bias is None:
+                raise NotMergeable(f"{self.name}: the delta has a bias and the base layer has none to write it to")
+            out["bias"] = bias
+        return out
+
+
+class Conv1DSite(LinearSite):
+    kind = "conv1d_hf"
+    transposed = True
+
+
+def site(name: str, module: nn.Module) -> Site | None:
+    if type(module).forward is nn.Linear.forward:
+        return LinearSite(name, module)
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return Conv1DSite(name, module)
+    return None

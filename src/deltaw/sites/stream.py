@@ -1,0 +1,31 @@
+"""A hidden-state stream: the output of a block, edited by a map of shape (d, d) whose base is the identity."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import Affine, Eye, Map
+from .base import Site
+
+
+class StreamSite(Site):
+    kind = "stream"
+
+    def __init__(self, name: str, module: nn.Module, width: int):
+        super().__init__(name, module)
+        self.width = width
+
+    def leaf(self) -> Affine:
+        like = next((p for p in self.module.parameters() if p.is_floating_point()), torch.empty(0))
+        return Affine(Eye(self.width, like))
+
+    def run(self, L: Map, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = call(*args, **kwargs)
+        if isinstance(out, Tensor):
+            return L(out)
+        if isinstance(out, tuple) and isinstance(out[0], Tensor):
+            return (L(out[0]), *out[1:])
+        raise TypeError(f"{self.name}: a tensor or a tuple that starts with one was expected from the block; found {type(out)}")
