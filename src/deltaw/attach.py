@@ -205,9 +205,17 @@ def _bag(module: nn.Module, word: str) -> nn.ModuleDict:
 def _patch(model: nn.Module, name: str, shared: Session) -> Place:
     module = model.get_submodule(name)
     place = Place(module, shared)
+    above = [model.get_submodule(".".join(name.split(".")[:k])) for k in range(name.count(".") + 1)]
+    if any(isinstance(m, nn.TransformerEncoderLayer) for m in above):
+        # its fused inference kernel reads the weights and calls no submodule, unless one of them has a hook
+        place.hook = module.register_forward_pre_hook(_nothing)
     shared.places[name] = place
     module.__dict__["forward"] = place
     return place
+
+
+def _nothing(module: nn.Module, args: Any) -> None:
+    """A hook for its presence only."""
 
 
 def _listen(model: nn.Module, shared: Session) -> None:
@@ -248,6 +256,8 @@ def _remove(model: nn.Module, name: str) -> None:
             del bag[attribute(name)]
         if not len(bag):
             del place.module._modules[CHILD]
+            if place.hook is not None:
+                place.hook.remove()
             if place.base.set_forward is None:
                 del place.module.__dict__["forward"]
             else:

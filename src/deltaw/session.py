@@ -122,6 +122,7 @@ class Place:
         self.base = ModuleBase(module)
         self.set_forward = self.base.set_forward
         self.shim = Shim(self.base)
+        self.hook: Any = None
         self.sites: dict[str, Site] = {}  # by local key: "" for the module itself, "attr.3" for an expert
 
     def entry(self, name: str, key: str = "") -> Entry | None:
