@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Generic, Iterator, TypeVar, Union, dataclass_transform, get_args
-from typing import get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 from torch import Tensor
@@ -15,6 +26,14 @@ from torch import Tensor
 from .errors import SpecError, nearest
 from .ops import Affine, Map, Op
 from .ops import random as rng
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        return lambda f: f
+
 
 T = TypeVar("T")
 
@@ -45,7 +64,8 @@ class Start:
 
     def __init__(self, name: str, kind: str, W: Op, seed: int = 0, method: Any = None):
         self.name, self.kind, self.W, self.seed, self.method = name, kind, W, seed, method
-        self.p, self._key, self._svd = Tensors(), 0, {}  # type: ignore[var-annotated]
+        self.p, self._key = Tensors(), 0
+        self._svd: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def at(self, tensor: str, seed: int | None) -> Start:
         """Point the random stream at one tensor."""
@@ -136,7 +156,7 @@ class Signal:
     name: str
 
 
-Declared = dict[str, Union[Param, Signal]]
+Declared = dict[str, Param | Signal]
 
 
 class Method:
@@ -166,10 +186,16 @@ class Method:
 
 
 class Registry(Generic[T]):
-    """Names to things, with an error that offers the nearest names."""
+    """Names to things, with an error that offers the nearest names. `home`: the package whose import fills it."""
 
-    def __init__(self, what: str):
-        self.what, self.table = what, dict[str, T]()
+    def __init__(self, what: str, home: str = ""):
+        self.what, self.home, self._table = what, home, dict[str, T]()
+
+    @property
+    def table(self) -> dict[str, T]:
+        if self.home:
+            importlib.import_module(self.home)
+        return self._table
 
     def __getitem__(self, key: str) -> T:
         if key not in self.table:
@@ -185,12 +211,12 @@ class Registry(Generic[T]):
         return iter(sorted(self.table))
 
     def add(self, key: str, item: T) -> None:
-        if key in self.table and self.table[key] is not item:
+        if self._table.get(key, item) is not item:
             raise SpecError(f"two {self.what}s are called '{key}'")
-        self.table[key] = item
+        self._table[key] = item
 
 
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry[type[Method]] = Registry("method", home="deltaw.methods")
 
 
 @dataclass_transform(frozen_default=True)
@@ -275,7 +301,9 @@ def _typed(where: str, name: str, value: Any, hint: Any) -> Any:
     if all(str(get_origin(o)) == "typing.Literal" for o in options):
         allowed = [a for o in options for a in get_args(o)]
         raise SpecError(f"{where}.{name} must be one of {allowed}; found {value!r}")
-    raise SpecError(f"{where}.{name} must be {hint if len(options) > 1 else getattr(hint, '__name__', hint)}; found {value!r}")
+    raise SpecError(
+        f"{where}.{name} must be {hint if len(options) > 1 else getattr(hint, '__name__', hint)}; found {value!r}"
+    )
 
 
 def change(item: Any, values: dict[str, Any]) -> Any:
