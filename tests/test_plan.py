@@ -142,7 +142,11 @@ def test_a_plan_survives_json():
 
 def test_preview_counts_what_attach_makes_and_touches_nothing():
     model = Net(3)
-    before = [id(p) for p in model.parameters()], [p.requires_grad for p in model.parameters()], list(model.state_dict())
+    before = (
+        [id(p) for p in model.parameters()],
+        [p.requires_grad for p in model.parameters()],
+        list(model.state_dict()),
+    )
     plan = deltaw.Plan(DoRA(LoRA(r=2)), train_modules=["lm_head"], token_rows={"embed": [1, 2]})
     seen = deltaw.preview(model, plan, tokens=64)
     after = [id(p) for p in model.parameters()], [p.requires_grad for p in model.parameters()], list(model.state_dict())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,7 @@ from .plan import Assignment, Plan, as_plan
 from .session import ATTRIBUTE, CHILD, POOL, SELF, Place, Restore, Session, session
 from .signals import PRODUCERS
 from .sites.experts import ExpertSite
-from .spec import Method, Param, Start
-
-POOL_KEY = "pool"
+from .spec import Declared, Method, Param, Start
 
 
 class Adapted:
@@ -140,7 +139,7 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
         bag = _bag(place.module, CHILD)
         if attribute(name) not in bag:
             bag[attribute(name)] = nn.ModuleDict()
-        bag[attribute(name)][attribute(key) or SELF] = entry  # type: ignore[index,operator]
+        bag[attribute(name)][attribute(key) or SELF] = entry  # type: ignore[operator]
     shared.live = ((name, 1.0),)
     _listen(model, shared)
     return adapted
@@ -150,6 +149,7 @@ def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list
     """All entries, before the model is touched."""
     entries: list[Entry] = []
     made: dict[str, Entry] = {}
+    todo: list[tuple[Entry, Declared, Start, Any]] = []
     wanted: dict[str, tuple[Param, list[int], Start]] = {}
     for a in assignments:
         if a.shares is not None:  # the same parameters, registered in both places; flipped, or as they are
@@ -167,20 +167,21 @@ def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list
             if isinstance(p, Param) and p.scope != "site":
                 key = f"{p.scope}.{word}"
                 entry.shared[word] = (key, p.shape)
-                _, size, _ = wanted.setdefault(key, (p, list(p.shape), Start(p.scope, "shared", W, plan.seed, a.method)))
+                _, size, _ = wanted.setdefault(
+                    key, (p, list(p.shape), Start(p.scope, "shared", W, plan.seed, a.method))
+                )
                 size[:] = [max(x, y) for x, y in zip(size, p.shape, strict=True)]
         entries.append(entry)
         made[a.site.name] = entry
-        a_init = None if isinstance(W, Eye) or a.site.kind == "module" else plan.init
-        entry.__dict__["todo"] = (declared, start, a_init)
+        todo.append((entry, declared, start, None if isinstance(W, Eye) else plan.init))
     pool = Entry(assignments[0].method) if wanted else None
     if pool is not None:
         for key, (p, size, start) in wanted.items():
             pool.put(key, make(p, tuple(size), start, key, empty), p.train)
     for entry in entries:
-        entry.__dict__["pool"] = pool
-        if (todo := entry.__dict__.pop("todo", None)) is not None:
-            fill(entry, *todo, empty)
+        entry.pool = () if pool is None else (pool,)
+    for entry, declared, start, init in todo:
+        fill(entry, declared, start, init, empty)
     return entries, pool
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Entry(nn.Module):
         self.own: list[str] = []
         self.shared: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.signals: dict[str, str] = {}
-        self.__dict__["pool"] = None  # the model-wide Entry of shared tensors, deliberately not a submodule
+        self.pool: tuple[Entry, ...] = ()  # the model-wide tensors; in a tuple, so as to be no submodule
 
     def put(self, name: str, tensor: Tensor, train: bool) -> None:
         self.own.append(name)
@@ -52,7 +53,7 @@ class Entry(nn.Module):
             if name not in OFFSET:
                 setattr(p, name, self.get(name))
         for name, (key, shape) in self.shared.items():
-            whole = self.pool.get(key)
+            whole = self.pool[0].get(key)
             setattr(p, name, whole[tuple(slice(0, k) for k in shape)])
         for name, signal in self.signals.items():
             if signal not in signals:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, Iterable
+from typing import Any
 
 
 class DeltawError(Exception):
@@ -54,7 +55,5 @@ def need(module: str, extra: str) -> Any:
 def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
     """', did you mean ...?' or '' for messages about names that do not exist."""
     names = list(dict.fromkeys(known))
-    close = get_close_matches(word, names, n, 0.5) or get_close_matches(
-        word.rsplit(".", 1)[-1], names, n, 0.5
-    )
+    close = get_close_matches(word, names, n, 0.5) or get_close_matches(word.rsplit(".", 1)[-1], names, n, 0.5)
     return f"; nearest: {', '.join(close)}" if close else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class Merged:
         made: dict[str, nn.Parameter] = {}
         for name, tensor in self.changed():
             made[name] = nn.Parameter(tensor, requires_grad=False)
-        for name, parameter in made.items():
+        for name in made:
             first = min([name, *(t for t in self._tied(name) if t in made)])  # both ends changed: still one tensor
             path, _, word = name.rpartition(".")
             setattr(new.get_submodule(path), word, made[first])
@@ -118,7 +119,16 @@ class Merged:
         worst, mean, size = self._compare(default_probe(model) if probe is None else probe)
         base_print = fingerprint(model, plan.train_modules)
         return Certificate(
-            len(self.adapted.assignments), len(set(self.names)), count, lost, lost_at, worst, mean, size, base_print, untied
+            len(self.adapted.assignments),
+            len(set(self.names)),
+            count,
+            lost,
+            lost_at,
+            worst,
+            mean,
+            size,
+            base_print,
+            untied,
         )
 
     def _compare(self, probe: Any) -> tuple[float | None, float | None, float | None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -128,7 +129,9 @@ class Plan:
                 names = [s.name for s in sites]
                 from .errors import nearest
 
-                raise TargetError(f"override '{pattern}' matches none of the {len(names)} sites{nearest(pattern, names)}")
+                raise TargetError(
+                    f"override '{pattern}' matches none of the {len(names)} sites{nearest(pattern, names)}"
+                )
         if self.tie:
             _tie(out)
         return out + whole
@@ -185,7 +188,10 @@ class Preview:
         return {**self.__dict__, "share": self.trainable / max(self.base, 1)}
 
     def __str__(self) -> str:
-        lines = [f"{r['name']:<48} {r['method']:<12} {r['kind']:<10} {r['shape']!s:<16} {r['trainable']:>10,}" for r in self.rows]
+        lines = [
+            f"{r['name']:<48} {r['method']:<12} {r['kind']:<10} {r['shape']!s:<16} {r['trainable']:>10,}"
+            for r in self.rows
+        ]
         return "\n".join(
             [*lines, f"{len(self.rows)} sites, {self.trainable:,} trainable parameters "
              f"({100 * self.trainable / max(self.base, 1):.3f} % of {self.base:,}); optimiser state about "

@@ -165,4 +165,3 @@ class Place:
                 new = site.merged(combine(site, live, self.session.signals))
                 rows[site.base.index] = next(iter(new.values())).to(stack.dtype)
         return self.shim.under({a: torch.stack(rows) for a, rows in pieces.items()}, args, kwargs)
-

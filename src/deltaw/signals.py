@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,5 +34,7 @@ def hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         out = model.forward(*args, **plain)
     states = getattr(out, "hidden_states", None)
     if not states:
-        raise SpecError(f"{type(model).__name__} gives no hidden states; the signal 'hidden' needs a transformers model")
+        raise SpecError(
+            f"{type(model).__name__} gives no hidden states; the signal 'hidden' needs a transformers model"
+        )
     return states[-1]  # type: ignore[no-any-return]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from ..errors import ShapeError, SpecError
 from ..spec import Declared, Param, by_kind, kaiming, normal, zeros
 
+# LoRA's start: down ~ U(±1/sqrt fan-in), up = 0; on an embedding, where down is the looked-up table, down = 0, up ~ N(0, 1)
+down = by_kind(kaiming, embedding=zeros)
+up = by_kind(zeros, embedding=normal(1.0))
+
 
 def pair(m: int, n: int, r: int) -> Declared:
-    """LoRA's two factors: A (r, n) ~ U(±1/sqrt n), B (m, r) = 0; on an embedding A = 0, B ~ N(0, 1)."""
+    """LoRA's two factors: A (r, n) and B (m, r), started as `down` and `up`."""
     if r < 1:
         raise SpecError(f"a rank must be at least 1; found {r}")
-    return {
-        "A": Param((r, n), by_kind(kaiming, embedding=zeros)),
-        "B": Param((m, r), by_kind(zeros, embedding=normal(1.0))),
-    }
+    return {"A": Param((r, n), down), "B": Param((m, r), up)}
 
 
 def divides(what: str, part: int, **sizes: int) -> None:
@@ -21,3 +22,10 @@ def divides(what: str, part: int, **sizes: int) -> None:
     for name, size in sizes.items():
         if part < 1 or size % part:
             raise ShapeError(f"{what} = {part} must divide {name} = {size}")
+
+
+def positive(**sizes: int) -> None:
+    """Raise the named error unless every size is at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise SpecError(f"{name} must be at least 1; found {size}")

@@ -10,7 +10,8 @@ nodes (Dynamo cannot trace it on user objects), so composition is written `chain
 
 from __future__ import annotations
 
-from typing import Any, Callable, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor

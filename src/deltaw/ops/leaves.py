@@ -50,7 +50,8 @@ class Diag(Op):
     def __call__(self, x: Tensor) -> Tensor:
         return x * self.v.to(x.dtype)
 
-    rmv = __call__
+    def rmv(self, y: Tensor) -> Tensor:
+        return self(y)
 
     def dense(self) -> Tensor:
         return torch.diag(self.v)
@@ -75,7 +76,8 @@ class Eye(Op):
             return x if self.c == 1.0 else x * self.c
         return x * self.c.to(x.dtype)
 
-    rmv = __call__
+    def rmv(self, y: Tensor) -> Tensor:
+        return self(y)
 
     def dense(self) -> Tensor:
         return torch.eye(self.n, dtype=self._like.dtype, device=self._like.device) * self.c
@@ -118,11 +120,13 @@ class BlockDiag(Op):
 
     def __call__(self, x: Tensor) -> Tensor:
         k, _, b = self.t.shape
-        y = torch.einsum("kab,...kb->...ka", self.t.to(x.dtype), x.unflatten(-1, (k, b)))
+        y = torch.einsum("kab,...kb->...ka", self.t.to(x.dtype), x.reshape(*x.shape[:-1], k, b))
         return y.flatten(-2)
 
     def rmv(self, y: Tensor) -> Tensor:
         return BlockDiag(self.t.mT)(y)
 
     def dense(self) -> Tensor:
-        return torch.block_diag(*self.t.unbind(0))
+        k, a, b = self.t.shape
+        eye = torch.eye(k, dtype=self.t.dtype, device=self.t.device)
+        return torch.einsum("kab,kl->kalb", self.t, eye).reshape(k * a, k * b)

@@ -230,11 +230,11 @@ class Kron(Op):
         return self.a.like
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self.b(x.unflatten(-1, (self.a.shape[1], self.b.shape[1])))  # (..., n1, m2)
+        y = self.b(x.reshape(*x.shape[:-1], self.a.shape[1], self.b.shape[1]))  # (..., n1, m2)
         return self.a(y.mT).mT.flatten(-2)
 
     def rmv(self, y: Tensor) -> Tensor:
-        x = self.b.rmv(y.unflatten(-1, (self.a.shape[0], self.b.shape[0])))
+        x = self.b.rmv(y.reshape(*y.shape[:-1], self.a.shape[0], self.b.shape[0]))
         return self.a.rmv(x.mT).mT.flatten(-2)
 
     def dense(self) -> Tensor:

@@ -138,8 +138,11 @@ def _(op: Chain, W: Op) -> Op:
 @Open[Tensor]
 def row_norm(op: Op) -> Tensor:
     """The Euclidean norm of every row, (m,), in at least float32."""
-    w = op.dense()
-    return torch.linalg.vector_norm(w, dim=1, dtype=torch.promote_types(w.dtype, torch.float32))
+    return _row_norm(op.dense())
+
+
+def _row_norm(w: Tensor) -> Tensor:
+    return w.to(torch.promote_types(w.dtype, torch.float32)).square().sum(1).sqrt()
 
 
 @row_norm.on(Sum)
@@ -148,11 +151,10 @@ def _(op: Sum) -> Tensor:
     W, rest = op.terms[0], op.terms[1:]
     pair = factors(_sum(rest, op)) if isinstance(W, Base) and rest else None
     if pair is None or pair[0].shape[1] >= min(op.shape) // 2:
-        w = op.dense()
-        return torch.linalg.vector_norm(w, dim=1, dtype=torch.promote_types(w.dtype, torch.float32))
+        return _row_norm(op.dense())
     high = torch.promote_types(W.like.dtype, torch.float32)
     w, (B, A) = W.dense(), (t.to(high) for t in pair)
-    own = torch.linalg.vector_norm(w, dim=1, dtype=high) ** 2
+    own = _row_norm(w).square()
     cross = ((w.to(high) @ A.mT) * B).sum(1)
     square = own + 2 * cross + ((B @ (A @ A.mT)) * B).sum(1)
     # below this share of |W|² the expansion has lost all its digits: keep the square root real there

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class ConvSite(Site):
 
     @property
     def _channel(self) -> int:
-        return 1 - self.conv.weight.dim()  # counted from the end: a batch dimension is optional
+        return 1 - int(self.conv.weight.dim())  # counted from the end: a batch dimension is optional
 
     def _native(self, x: Tensor, w: Tensor) -> Tensor:
         c = self.conv
@@ -76,9 +77,9 @@ class ConvSite(Site):
         if c.padding_mode != "zeros":
             x, padding = F.pad(x, c._reversed_padding_repeated_twice, mode=c.padding_mode), 0
         f = (F.conv1d, F.conv2d, F.conv3d)[c.weight.dim() - 3]
-        return f(x, kernel, None, c.stride, padding, c.dilation, c.groups)  # type: ignore[operator,no-any-return]
+        out: Tensor = f(x, kernel, None, c.stride, padding, c.dilation, c.groups)
+        return out
 
 
 def site(name: str, module: nn.Module) -> Site | None:
     return ConvSite(name, module) if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) else None
-

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ class EmbeddingSite(Site):
     def __init__(self, name: str, module: Any):
         super().__init__(name, module)
         if module.max_norm is not None:
-            raise SpecError(f"{name}: an embedding with max_norm rewrites its weight in every forward; it cannot be frozen")
+            raise SpecError(
+                f"{name}: an embedding with max_norm rewrites its weight in every forward; it cannot be frozen"
+            )
         self.base = EmbeddingBase(module)
 
     def leaf(self) -> Affine:

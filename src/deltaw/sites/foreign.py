@@ -5,7 +5,8 @@ A provider adds one predicate and one way to read the dense weight; nothing else
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class OpaqueBase(ModuleBase):
         bias = self.bias
         if bias is not None:
             return bias
-        device = next(self.module.parameters()).device
+        device: torch.device = next(self.module.parameters()).device
         return torch.empty(0, device=device, dtype=torch.float32)
 
     def weight(self) -> Tensor:
@@ -38,10 +39,9 @@ class OpaqueBase(ModuleBase):
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.forward(x)
-        return y if self.bias is None else y - self.bias.to(y.dtype)
-
-    def rmv(self, y: Tensor) -> Tensor:
-        return y @ self.dense().to(y.dtype)
+        bias = self.bias
+        out: Tensor = y if bias is None else y - bias.to(y.dtype)
+        return out
 
     def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if bias is self.bias:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,10 @@ class Shim(nn.Module):
     def __init__(self, base: ModuleBase):
         super().__init__()
         self.inner = base.module
-        self.__dict__["base"] = base
+        self._call = base.forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.base.forward(*args, **kwargs)  # type: ignore[operator]
+        return self._call(*args, **kwargs)
 
     def under(self, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return functional_call(self, {f"inner.{k}": v for k, v in tensors.items()}, args, kwargs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,4 +29,6 @@ class StreamSite(Site):
             return L(out)
         if isinstance(out, tuple) and isinstance(out[0], Tensor):
             return (L(out[0]), *out[1:])
-        raise TypeError(f"{self.name}: a tensor or a tuple that starts with one was expected from the block; found {type(out)}")
+        raise TypeError(
+            f"{self.name}: a tensor or a tuple that starts with one was expected from the block; found {type(out)}"
+        )

@@ -7,8 +7,9 @@ the delta, so that the base itself is never changed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -35,7 +36,12 @@ def init(*, paper: str, shifts: bool = False, needs: tuple[str, ...] = ()) -> Ca
 
     def register(cls: type[T]) -> type[T]:
         done: Any = dataclass(frozen=True)(cls)
-        done.key, done.paper, done.shifts, done.needs = cls.__module__.rsplit(".", 1)[-1], paper, shifts, frozenset(needs)
+        done.key, done.paper, done.shifts, done.needs = (
+            cls.__module__.rsplit(".", 1)[-1],
+            paper,
+            shifts,
+            frozenset(needs),
+        )
         INITS.add(done.key, done)
         return done  # type: ignore[no-any-return]
 

@@ -6,8 +6,9 @@ by name, so that the optimiser's state is keyed by name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 from ...spec import Registry
 
