@@ -238,7 +238,7 @@ class Kron(Op):
         return self.a.rmv(x.mT).mT.flatten(-2)
 
     def dense(self) -> Tensor:
-        return torch.kron(self.a.dense(), self.b.dense())
+        return torch.kron(self.a.dense().contiguous(), self.b.dense().contiguous())
 
     def __repr__(self) -> str:
         return f"({self.a!r} ⊗ {self.b!r})"

@@ -34,16 +34,19 @@ def _(op: Chain) -> Pair | None:
         pair = factors(part)
         if pair is not None and pair[0].shape[1] < narrow:
             narrow, best = pair[0].shape[1], (i, pair)
+    if best is None and inner[k] >= min(op.shape):
+        return None
     if best is not None:
         i, (B, A) = best
-        for part in reversed(op.parts[:i]):
-            B = part(B.mT).mT
-        for part in op.parts[i + 1 :]:
-            A = part.rmv(A)
-        return B, A
-    if inner[k] >= min(op.shape):
-        return None
-    return chain(*op.parts[: k + 1]).dense(), chain(*op.parts[k + 1 :]).dense()
+        left, right = op.parts[:i], op.parts[i + 1 :]
+    else:
+        B, A = op.parts[k].dense(), op.parts[k + 1].dense()
+        left, right = op.parts[:k], op.parts[k + 2 :]
+    for part in reversed(left):  # from the cut outwards: every intermediate stays thin, and W is only ever applied
+        B = part(B.mT).mT
+    for part in right:
+        A = part.rmv(A)
+    return B, A
 
 
 @factors.on(Sum)
