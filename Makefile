@@ -1,0 +1,47 @@
+# make demo, make test: each sets up everything it needs, starting from Python 3.11 and pip.
+VENV   ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+READY  := $(VENV)/.ready
+TORCH  := 2.13.0
+# The core is type-checked strictly; the formatter and the linter see everything.
+STRICT := src/deltaw/ops src/deltaw/spec.py src/deltaw/sites src/deltaw/attach.py
+QUIET  := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test lint format docs setup clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(QUIET) $(BIN)/deltaw demo $(ARGS)
+
+test: lint
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy $(STRICT)
+
+format: $(READY)
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+# Rewrites what is generated from the registry: the table in README.md and the pages in docs/methods.
+docs: $(READY)
+	$(BIN)/deltaw docs
+
+setup: $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+# torch first, as the CPU build and by its full name, so that no later step can pull in the CUDA one. Where the default
+# index has no such build (it is published on PyTorch's own index, and macOS has one build only) the next lines find it.
+$(READY): pyproject.toml constraints.txt requirements-demo.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt torch==$(TORCH)+cpu \
+		|| $(PIP) -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu torch==$(TORCH)+cpu \
+		|| $(PIP) -c constraints.txt torch==$(TORCH)
+	$(PIP) -c constraints.txt -e '.[demo,peft,bnb,dev]'
+	$(PIP) -c constraints.txt --no-deps -r requirements-demo.txt
+	touch $@
