@@ -36,6 +36,9 @@ class W(Base):
         self.calls += 1
         return x @ self.w.mT.to(x.dtype)
 
+    def rmv(self, y):
+        return y @ self.w.to(y.dtype)
+
     def affine(self, x, bias):
         y = self(x)
         return y if bias is None else y + bias
