@@ -1,0 +1,323 @@
+"""An adapter on disk: tensors in safetensors, everything else in deltaw.json; strict in both directions."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from ..entry import make
+from ..errors import DeltawError, StateMismatch, TargetError, nearest
+from ..ops import random as rng
+from ..plan import Plan
+from ..session import ATTRIBUTE
+from ..spec import Param, Start, to_config
+from .disk import Writer, commit, file_hash, json_writer, read_json, read_tensors, tensor_hash, tensors_writer
+from .fingerprint import check, fingerprint
+from .foreign import formats, Inexpressible
+
+if TYPE_CHECKING:
+    from ..attach import Adapted
+
+SCHEMA = 1
+TENSORS, CARD, EXACT = "adapter_model.safetensors", "deltaw.json", "deltaw.safetensors"
+FIELDS = {"format", "schema", "plan", "sites", "layout", "files", "seeded", "generator", "base", "versions", "peft"}
+
+
+@dataclass
+class Saved:
+    """An adapter directory, read and checked as far as that goes without a model."""
+
+    path: Path
+    card: dict[str, Any] | None  # deltaw.json
+    config: dict[str, Any] | None  # the foreign configuration
+    tensors: dict[str, Tensor]
+    exact: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def format(self) -> str:
+        return "deltaw" if self.card is not None else "peft"
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan, where deltaw wrote the directory (a PEFT configuration needs the model to become one)."""
+        return None if self.card is None else _plan(self.path, self.card)
+
+    @property
+    def unknown(self) -> list[str]:
+        return sorted(set(self.card or {}) - FIELDS)
+
+
+# ---- writing
+
+
+def save_adapter(adapted: Adapted, directory: Any, peft: bool = True, seeds: bool = True) -> Path:
+    """Write an adapter: adapter_model.safetensors, deltaw.json and, where PEFT has the method, adapter_config.json.
+
+    With a PEFT configuration the tensors have PEFT's names and the directory is a valid PEFT adapter; what PEFT's form
+    cannot hold to the last bit (the constant of a shifted start) is kept exactly in deltaw.safetensors besides.
+    Otherwise the names are "SITE.TENSOR" and deltaw.json says why PEFT cannot read it. Frozen tensors drawn from a seed
+    are stored as a checksum (seeds=False stores them). Atomic; saving twice gives the same bytes.
+    """
+    state = {k: v.detach() for k, v in adapted.state().items()}
+    kept: dict[str, Any] = adapted.__dict__.get("kept", {})
+    config, packed, exact, reason = None, state, dict[str, Tensor](), "not asked for"
+    if peft:
+        try:
+            config, packed = formats()["peft"].write(adapted, state)
+            back = formats()["peft"].native(adapted, packed)
+            exact = {k: v for k, v in state.items() if k not in back or not same(back[k], v)}
+        except Inexpressible as error:
+            reason = str(error)
+    seeded: dict[str, Any] = {}
+    if config is None and seeds:
+        for name, fresh in regenerate(adapted).items():
+            if same(fresh, state[name]):
+                seeded[name] = {"sha256": tensor_hash(fresh)}
+        packed = {k: v for k, v in state.items() if k not in seeded}
+    elif seeds:
+        exact = {k: v for k, v in exact.items() if k not in seeded}
+    files: dict[str, Writer] = {TENSORS: tensors_writer(packed)}
+    if exact:
+        files[EXACT] = tensors_writer(exact)
+    if config is not None:
+        files[formats()["peft"].config_name] = json_writer(config)
+    card = {
+        **kept.get("card", {}),
+        "format": "deltaw",
+        "schema": SCHEMA,
+        "plan": adapted.plan.to_dict(),
+        "sites": _sites(adapted),
+        "layout": "native" if config is None else "peft",
+        "peft": {"written": config is not None, **({"reason": reason} if config is None else {})},
+        "seeded": seeded,
+        "generator": rng.VERSION,
+        "base": adapted.fingerprint(),
+        "versions": _versions(),
+    }
+
+    def write_card(path: Path) -> None:  # last, when the bytes of the others are known
+        hashes = {name: file_hash(path.parent / name) for name in (TENSORS, EXACT) if name in files}
+        json_writer({**card, "files": hashes})(path)
+
+    stale = [EXACT, CARD, *(f.config_name for f in formats().values())]
+    return commit(directory, {**files, CARD: write_card}, stale)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal to the last bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a.to(b.device), b))
+
+
+def _versions() -> dict[str, str]:
+    from .. import __version__
+
+    return {"deltaw": __version__, "torch": torch.__version__, "safetensors": safetensors.__version__}
+
+
+def _sites(adapted: Adapted) -> list[dict[str, Any]]:
+    """The resolved sites; the method only where it is not the plan's."""
+    out = []
+    for a in adapted.assignments:
+        row: dict[str, Any] = {"name": a.site.name, "kind": a.site.kind, "shape": list(a.site.shape)}
+        if a.method != adapted.plan.method:
+            row["method"] = to_config(a.method)
+        if a.shares is not None:
+            row |= {"shares": a.shares, "flip": a.flip}
+        out.append(row)
+    return out
+
+
+def regenerate(adapted: Adapted) -> dict[str, Tensor]:
+    """The frozen tensors that follow from a seed, drawn again."""
+    out: dict[str, Tensor] = {}
+    entries, pool = adapted.entries(), adapted.pool()
+    for a in adapted.assignments:
+        if a.shares is not None:
+            continue
+        entry = entries[a.site.name]
+        for name, p in a.method.declare(a.site).items():
+            if not isinstance(p, Param) or p.train or p.seed is None:
+                continue
+            W = a.site.leaf().op
+            if p.scope == "site":
+                start = Start(a.site.name, a.site.kind, W, adapted.plan.seed, a.method)
+                out[f"{a.site.name}.{name}"] = make(p, p.shape, start, name, False)
+            elif (key := entry.shared[name][0]) not in out and pool is not None:
+                start = Start(p.scope, "shared", W, adapted.plan.seed, a.method)
+                out[key] = make(p, tuple(pool.get(key).shape), start, key, False)
+    return out
+
+
+# ---- reading
+
+
+def read(directory: Any) -> Saved:
+    """Read an adapter directory. Raises StateMismatch for anything damaged, foreign or changed since it was written."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise StateMismatch(f"{path} is no directory; an adapter is a directory with {TENSORS} and a JSON file")
+    foreign = next((f for f in formats().values() if (path / f.config_name).is_file()), None)
+    if (path / CARD).is_file():
+        card = read_json(path / CARD)
+        if card.get("format") != "deltaw":
+            raise StateMismatch(f"{path / CARD}: format 'deltaw' was expected; found {card.get('format')!r}")
+        if card.get("schema") != SCHEMA:
+            raise StateMismatch(
+                f"{path / CARD}: schema {SCHEMA} is what this version of deltaw reads; found {card.get('schema')!r}. "
+                "Read it with the version that wrote it (field 'versions'), or update deltaw"
+            )
+        _intact(path, card)
+        exact = read_tensors(path / EXACT) if EXACT in card["files"] else {}
+        config = read_json(path / foreign.config_name) if foreign and card.get("layout") == "peft" else None
+        return Saved(path, card, config, read_tensors(path / TENSORS), exact)
+    if foreign is not None:
+        if not (path / TENSORS).is_file() and (old := [f.name for f in path.glob("*.bin")]):
+            raise StateMismatch(
+                f"{path} holds its tensors in {old[0]}, a pickle, which may run code when read and is refused. Convert it "
+                "where you trust it: torch.load(..., weights_only=True), then safetensors.torch.save_file to "
+                f"{TENSORS}"
+            )
+        return Saved(path, None, read_json(path / foreign.config_name), read_tensors(path / TENSORS))
+    raise StateMismatch(f"{path} has neither {CARD} nor a PEFT adapter_config.json; found {sorted(p.name for p in path.iterdir())[:8]}")
+
+
+def _intact(path: Path, card: dict[str, Any]) -> None:
+    files = card.get("files")
+    if not isinstance(files, dict) or TENSORS not in files or not set(files) <= {TENSORS, EXACT}:
+        raise StateMismatch(f"{path / CARD}: 'files' must list {TENSORS} with its sha256; found {files!r}")
+    for name, wanted in files.items():
+        if not (path / name).is_file():
+            raise StateMismatch(f"{path / name} is missing; {CARD} lists it. Copy the whole directory again")
+        if file_hash(path / name) != wanted:
+            raise StateMismatch(
+                f"{path / name} is not the file that {CARD} describes: truncated, damaged, or written since by another "
+                f"program. Copy it again; or, if another program saved a PEFT adapter here on purpose, delete {CARD}"
+            )
+
+
+def _plan(path: Path, card: dict[str, Any]) -> Plan:
+    try:
+        return Plan.from_dict(card["plan"])
+    except (DeltawError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise StateMismatch(f"{path / CARD}: the plan cannot be read: {error}") from error
+
+
+def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool = False) -> Adapted:
+    """Attach the adapter of a directory (ours or PEFT's) under a name and make it live.
+
+    Strict: missing or extra tensors, wrong shapes or kinds of sites, values that are not finite, another base (unless
+    any_base), unknown versions: StateMismatch; names that are not in the model: TargetError. On any error the model is
+    left as it was. Seeded tensors are drawn again and checked against their checksum.
+    """
+    saved = read(directory)
+    kept: dict[str, Any] = {}
+    if saved.card is not None:
+        plan = saved.plan
+        assert plan is not None
+        kept["card"] = {k: saved.card[k] for k in saved.unknown}
+        if saved.unknown:
+            warnings.warn(f"{saved.path / CARD} has fields unknown to this version, kept: {', '.join(saved.unknown)}", stacklevel=2)
+        if not any_base and (why := check(saved.card.get("base") or {}, fingerprint(model, plan.train_modules))):
+            raise StateMismatch(
+                f"{saved.path}: this adapter was trained on another base than this {type(model).__name__}: {why}. Load that "
+                "base, or pass any_base=True if you mean it"
+            )
+    else:
+        assert saved.config is not None
+        plan, kept["peft"] = formats()["peft"].plan(saved.config, saved.tensors, model)
+    from ..attach import attach
+
+    session = model.__dict__.get(ATTRIBUTE)
+    live = session.live if session is not None else ()
+    adapted = attach(model, plan, name, empty=True)
+    try:
+        if saved.card is not None:
+            _compare_sites(saved, adapted)
+        _fill(saved, adapted)
+    except BaseException:
+        adapted.detach()
+        if session is not None:
+            session.live = live
+        raise
+    adapted.__dict__["kept"] = kept
+    return adapted
+
+
+def _compare_sites(saved: Saved, adapted: Adapted) -> None:
+    assert saved.card is not None
+    where, rows = saved.path / CARD, saved.card.get("sites")
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and isinstance(r.get("name"), str) for r in rows):
+        raise StateMismatch(f"{where}: 'sites' must be a list of objects with a name each")
+    here = {r["name"]: r for r in _sites(adapted)}
+    there = {r["name"]: r for r in rows}
+    for name in there:
+        if name not in here:
+            raise TargetError(f"{where}: site '{name}' is not in this model{nearest(name, here)}")
+    for name, row in here.items():
+        if name not in there:
+            raise StateMismatch(f"{where}: the plan reaches '{name}' in this model, but the file has nothing for it")
+        for word in ("kind", "shape", "method", "shares", "flip"):
+            if word == "kind" and {row.get(word), there[name].get(word)} <= {"linear", "opaque"}:
+                continue  # the same layer, quantised
+            if row.get(word) != there[name].get(word):
+                raise StateMismatch(f"{where}: {name}: {word} {there[name].get(word)} was saved; this model has {row.get(word)}")
+
+
+@torch.no_grad()
+def _fill(saved: Saved, adapted: Adapted) -> None:
+    """Copy the file's tensors into the empty ones of the adapter; every name and shape must fit."""
+    wanted = adapted.state()
+    if saved.card is None or saved.card.get("layout") == "peft":
+        found = formats()["peft"].native(adapted, saved.tensors) | saved.exact
+    else:
+        found = dict(saved.tensors)
+    if saved.card is not None and saved.card.get("seeded"):
+        found |= _seeded(saved, adapted)
+    if lost := sorted(set(wanted) - set(found)):
+        raise StateMismatch(
+            f"{saved.path}: {len(lost)} of {len(wanted)} tensors are missing, first '{lost[0]}'; expected shape "
+            f"{tuple(wanted[lost[0]].shape)}. The file is incomplete, or belongs to another plan"
+        )
+    if extra := sorted(set(found) - set(wanted)):
+        raise StateMismatch(
+            f"{saved.path}: {len(extra)} tensors belong to nothing in this adapter, first '{extra[0]}'"
+            f"{nearest(extra[0], wanted)}. The file belongs to another plan or model"
+        )
+    for name, tensor in found.items():
+        target = wanted[name]
+        if tensor.shape != target.shape:
+            raise StateMismatch(
+                f"{saved.path}: '{name}': expected shape {tuple(target.shape)}, found {tuple(tensor.shape)}; "
+                "the file belongs to another rank or base"
+            )
+        if tensor.is_floating_point() != target.is_floating_point():
+            raise StateMismatch(f"{saved.path}: '{name}': expected {target.dtype}, found {tensor.dtype}")
+    for name, tensor in found.items():
+        if wanted[name].device.type != "meta":
+            wanted[name].copy_(tensor)
+
+
+def _seeded(saved: Saved, adapted: Adapted) -> dict[str, Tensor]:
+    assert saved.card is not None
+    if saved.card.get("generator") != rng.VERSION:
+        raise StateMismatch(
+            f"{saved.path / CARD}: random numbers of generator version {saved.card.get('generator')!r} are needed; this "
+            f"is version {rng.VERSION}"
+        )
+    fresh, out = regenerate(adapted), {}
+    for name, facts in saved.card["seeded"].items():
+        if name not in fresh:
+            raise StateMismatch(f"{saved.path / CARD}: seeded tensor '{name}' is none of this adapter{nearest(name, fresh)}")
+        if fresh[name].device.type != "meta" and tensor_hash(fresh[name]) != facts.get("sha256"):
+            raise StateMismatch(
+                f"{saved.path / CARD}: '{name}' drawn again from its seed has another checksum than when it was saved. "
+                "Save it with seeds=False where it was made, so that the tensor itself is in the file"
+            )
+        out[name] = fresh[name]
+    return out

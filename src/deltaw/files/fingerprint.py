@@ -1,0 +1,70 @@
+"""Which base is this? Two hashes that do not depend on the dtype or device it was loaded in."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..sites import is_ours, leaf_site
+from .disk import raw
+
+ENTRIES = 64
+
+
+def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> dict[str, str]:
+    """{"structure": sha256, "content": sha256} of the base parameters, without ours and those of modules in `without`.
+
+    structure: sorted names and shapes (a quantised layer counts with the shape it stands for). content: up to 64
+    evenly spaced entries of every parameter, rounded to bfloat16, so that a checkpoint gives the same hash in float32
+    and in bfloat16, on any device; no sums, which would depend on the order of addition. Quantised layers have a
+    structure only. content is "" for a model without data (meta device).
+    """
+    structure, content = hashlib.sha256(), hashlib.sha256()
+    blank = True
+    for name, shape, tensor in _base(model, without):
+        structure.update(f"{name}{shape}\n".encode())
+        if tensor is not None and tensor.device.type != "meta":
+            content.update(name.encode() + sample(tensor))
+            blank = False
+    return {"structure": structure.hexdigest(), "content": "" if blank else content.hexdigest()}
+
+
+def sample(tensor: Tensor) -> bytes:
+    """Evenly spaced entries in bfloat16, as bytes."""
+    flat = tensor.detach().reshape(-1)
+    count = min(ENTRIES, flat.numel())
+    at = torch.arange(count, device=flat.device) * flat.numel() // max(count, 1)
+    return raw(flat[at].to(torch.float32).to(torch.bfloat16))
+
+
+def _base(model: nn.Module, without: Iterable[str]) -> Iterator[tuple[str, tuple[int, ...], Tensor | None]]:
+    skip = tuple(without)
+    opaque: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if not is_ours(name) and isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            site = leaf_site(name, module)
+            if site is not None and site.kind == "opaque" and type(module).__module__.startswith("bitsandbytes"):
+                opaque[name] = site.shape
+    for name, p in sorted(model.named_parameters(), key=lambda pair: pair[0]):
+        path, _, word = name.rpartition(".")
+        if is_ours(name) or any(_inside(path, s) for s in skip):
+            continue
+        packed = path in opaque and word == "weight"
+        yield name, opaque[path] if packed else tuple(p.shape), None if packed else p
+
+
+def _inside(path: str, name: str) -> bool:
+    """`name`, a suffix as in Plan.train_modules, names this module or one that contains it."""
+    return f".{name}." in f".{path}."
+
+
+def check(saved: dict[str, Any], here: dict[str, str]) -> str | None:
+    """Why these are not the same base; None if they are."""
+    if saved.get("structure") != here["structure"]:
+        return "its parameters have other names or shapes"
+    if saved.get("content") and here["content"] and saved["content"] != here["content"]:
+        return "its parameters have the same names and shapes but other values"
+    return None
