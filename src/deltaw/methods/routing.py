@@ -1,0 +1,47 @@
+"""What routing methods share: frozen banks of low-rank experts, weighted per token (no method imports another)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import SpecError
+from ..ops import Affine, Map, as_op
+from ..spec import Declared, Param, kaiming
+
+
+def banks(m: int, n: int, ranks: tuple[int, ...]) -> Declared:
+    """A (R, n) and B (m, R), R = sum of the experts' ranks, frozen: the experts' factors one after the other.
+
+    `deltaw.route` fills them; a rank of 0 is an expert that leaves this site alone. Random until then.
+    """
+    if not ranks or min(ranks) < 0:
+        raise SpecError(f"a router needs one rank (0 or more) for every expert; found ranks = {ranks}")
+    R = sum(ranks)
+    return {"A": Param((R, n), kaiming, train=False), "B": Param((m, R), kaiming, train=False)}
+
+
+class Routed(Map):
+    """y = L(x) + B (w ⊙ A x), with the weight of expert e, w[..., e], on each of its `ranks[e]` rows of A.
+
+    w (batch, tokens, K); a site that sees the tokens of all rows in one axis is recognised.
+    """
+
+    def __init__(self, L: Affine, B: Tensor, A: Tensor, w: Tensor, ranks: tuple[int, ...]):
+        self.L, self.B, self.A = L, as_op(B), as_op(A)
+        self.w = torch.cat([w[..., e : e + 1].expand(*w.shape[:-1], r) for e, r in enumerate(ranks)], -1)
+
+    def mixed(self, y: Tensor, z: Tensor) -> Tensor:
+        w: Tensor = self.w.to(y.dtype).reshape(*z.shape[:-1], z.shape[-1])
+        return y + self.B(z.to(y.dtype) * w)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.mixed(self.L(x), self.A(x))
+
+    def cols(self, i: Tensor) -> Tensor:
+        return self.mixed(self.L.cols(i), self.A.cols(i))
+
+
+def keep_largest(w: Tensor, k: int) -> Tensor:
+    """w with all but its k largest entries set to 0, not renormalised; k = 0 keeps all."""
+    return w if k == 0 else w * torch.zeros_like(w).scatter(-1, w.topk(k).indices, 1.0)
