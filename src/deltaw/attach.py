@@ -140,6 +140,7 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
         if attribute(name) not in bag:
             bag[attribute(name)] = nn.ModuleDict()
         bag[attribute(name)][attribute(key) or SELF] = entry  # type: ignore[operator]
+        bag.train(place.module.training)  # a new module starts in training mode
     shared.live = ((name, 1.0),)
     _listen(model, shared)
     return adapted

@@ -48,7 +48,11 @@ def site_layer(adapted: Adapted, a: Any) -> Map:
     assert entry is not None
     if entry.signals:
         raise NotMergeable(f"{a.site.name}: {entry.method.key} depends on the input, so no weight equals it")
-    return entry.layer(a.site.leaf(), {})
+    mode, entry.training = entry.training, False  # what is exported is the evaluation formula
+    try:
+        return entry.layer(a.site.leaf(), {})
+    finally:
+        entry.training = mode
 
 
 def site_delta(adapted: Adapted, a: Any) -> Op:

@@ -192,16 +192,17 @@ class Hadamard(Op):
         return self.b.like
 
     def _cheap(self, tokens: int) -> Op | None:
-        from .rules import factors
+        from .rules import factors, khatri_rao
 
-        pair = factors(self)
-        if pair is None:
+        p, q = factors(self.a), factors(self.b)
+        if p is None or q is None:
             return None
-        (m, n), r = self.shape, pair[0].shape[1]
-        # dense: build each factor's m x n, multiply, apply; Khatri-Rao: r (m + n) per token plus as much to build
-        if r * (m + n) * (tokens + 1) > m * n * (tokens + r):
+        (m, n), r1, r2 = self.shape, p[0].shape[1], q[0].shape[1]
+        # dense: build both factors' m x n, multiply, apply; Khatri-Rao: r1 r2 (m + n) per token plus as much to build
+        if r1 * r2 * (m + n) * (tokens + 1) > m * n * (tokens + r1 + r2 + 1):
             return None
-        return Chain([Dense(pair[0]), Dense(pair[1])])
+        B, A = khatri_rao(p, q)
+        return Chain([Dense(B), Dense(A)])
 
     def __call__(self, x: Tensor) -> Tensor:
         cheap = self._cheap(x.numel() // max(x.shape[-1], 1))
@@ -213,6 +214,9 @@ class Hadamard(Op):
 
     def dense(self) -> Tensor:
         return self.a.dense() * self.b.dense()
+
+    def cols(self, i: Tensor) -> Tensor:
+        return self.a.cols(i) * self.b.cols(i)
 
     def __repr__(self) -> str:
         return f"({self.a!r} ⊙ {self.b!r})"
@@ -239,6 +243,10 @@ class Kron(Op):
 
     def dense(self) -> Tensor:
         return torch.kron(self.a.dense().contiguous(), self.b.dense().contiguous())
+
+    def cols(self, i: Tensor) -> Tensor:
+        k = self.b.shape[1]
+        return (self.a.cols(i // k).unsqueeze(-1) * self.b.cols(i % k).unsqueeze(-2)).flatten(-2)
 
     def __repr__(self) -> str:
         return f"({self.a!r} ⊗ {self.b!r})"

@@ -66,10 +66,12 @@ def _(op: Transpose) -> Pair | None:
 
 @factors.on(Hadamard)
 def _(op: Hadamard) -> Pair | None:
-    """Khatri-Rao: (B1 A1) ⊙ (B2 A2) = [B1 • B2] [A1 • A2], • over rank pairs, first index slow."""
     p, q = factors(op.a), factors(op.b)
-    if p is None or q is None:
-        return None
+    return None if p is None or q is None else khatri_rao(p, q)
+
+
+def khatri_rao(p: Pair, q: Pair) -> Pair:
+    """(B1 A1) ⊙ (B2 A2) = [B1 • B2] [A1 • A2], • over rank pairs, first index slow."""
     B = (p[0][:, :, None] * q[0][:, None, :]).flatten(1)
     A = (p[1][:, None, :] * q[1][None, :, :]).flatten(0, 1)
     return B, A

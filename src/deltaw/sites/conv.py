@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ class ConvSite(Site):
     def __init__(self, name: str, module: Any):
         super().__init__(name, module)
         self.base, self.conv = ConvBase(module), module
+        self.window = math.prod(module.kernel_size)
 
     def leaf(self) -> Affine:
         return Affine(self.base, self.base.bias)
@@ -59,6 +61,9 @@ class ConvSite(Site):
             for term in op.terms[1:]:
                 y = y + self.convolve(term, x)
             return y
+        before = getattr(op, "before", None)  # a map of the input, entry by entry, ahead of op.op: dropout
+        if before is not None:
+            return self.convolve(op.op, before(x))  # type: ignore[attr-defined]
         if isinstance(op, Chain) and self.conv.groups == 1:
             y = self.convolve(op.parts[-1], x).movedim(self._channel, -1)
             for part in reversed(op.parts[:-1]):

@@ -1,0 +1,61 @@
+"""Drop: dropout on the input of a delta."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+from torch import Tensor, dropout
+
+from ...errors import SpecError
+from ...ops import Op, delta
+from ...spec import METHODS, Declared, Method, Tensors, method
+
+
+class Dropped(Op):
+    """op(dropout(x)), drawn anew at every call; as a matrix, its mean: op itself."""
+
+    like = property(lambda self: self.op.like)
+
+    def __init__(self, op: Op, p: float):
+        self.op, self.p, self.shape = op, p, op.shape
+
+    def before(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, True)  # a convolution does this to its input, not to its patches
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.op(self.before(x))
+
+    def dense(self) -> Tensor:
+        return self.op.dense()
+
+    def cols(self, i: Tensor) -> Tensor:
+        return self.op.cols(i)
+
+
+@method(paper="(dropout, as LoRA and HF PEFT apply it)")
+class Drop(Method):
+    """y = W x + b + D dropout(x) in training, y = W x + b + D x in evaluation; D is the delta of `inner`.
+
+    Each entry of x is zeroed with probability p, the others divided by 1 - p; tensors and start are inner's (as PEFT's
+    lora_dropout). Merging and export evaluate. Trap: PEFT's DoRA with dropout is Drop(DoRA()), where W sees it too.
+
+    >>> from deltaw.methods import Drop, LoRA
+    >>> sorted(Drop(LoRA(r=4), p=0.1).params(10, 6))
+    ['A', 'B']
+    """
+
+    inner: Method = field(default_factory=lambda: METHODS["lora"]())
+    p: float = 0.1
+
+    def params(self, m: int, n: int) -> Declared:
+        return self.inner.params(m, n)
+
+    def declare(self, site: Any) -> Declared:
+        if not 0.0 <= self.p < 1.0 or site.kind == "expert":  # experts are rebuilt as weights and never see their input
+            raise SpecError(f"{site.name}: p = {self.p} of [0, 1) cannot be dropped from the input of this {site.kind}")
+        return self.inner.declare(site)
+
+    def weight(self, W: Op, p: Tensors) -> Op:
+        V = self.inner.weight(W, p)
+        return W + Dropped(delta(V, W), self.p) if p.training and self.p else V
