@@ -7,11 +7,13 @@
     adapted.save("my-adapter")
 """
 
-from . import errors, interop, methods, ops, testing
+from . import errors, interop, methods, ops
 from .attach import Adapted, activate, adapters, attach, disabled, rows
 from .files import load, read
 from .plan import Plan, Preview, preview
 from .spec import METHODS
+
+from . import testing  # isort: skip  (last: it is written against the names above)
 
 __version__ = "0.1.0"
 __all__ = [
