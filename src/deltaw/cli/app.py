@@ -1,0 +1,45 @@
+"""All commands in one typer application."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+COMMANDS = {
+    "Methods": ("methods", "show", "new", "check"),
+    "Adapters": ("plan", "train", "eval", "chat", "merge", "convert", "inspect"),
+    "Project": ("demo", "docs"),
+}
+
+
+def build() -> typer.Typer:
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(top)
+    for panel, names in COMMANDS.items():
+        for name in names:
+            app.command(name, rich_help_panel=panel)(import_module(f".{name}", __package__).run)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"deltaw {version('deltaw')}")
+        raise typer.Exit()
+
+
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere on the line.")] = False,
+) -> None:
+    """ΔW: every way of changing a trained model's weights cheaply."""

@@ -1,0 +1,107 @@
+"""deltaw inspect: what is in an adapter's directory."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .output import AsJson, as_json, say, size, table
+from .source import Dtype
+
+
+def run(
+    adapter: Annotated[str, typer.Argument(help="The adapter's directory, or a run's.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Its base: adds the size of the weight change per site.")
+    ] = None,
+    dtype: Dtype = "float32",
+    json: AsJson = False,
+) -> None:
+    """Look into an adapter: method, sites, shapes, norms, files. Needs no model; with one, also |ΔW| and |ΔW| / |W|."""
+    facts = read(adapter)
+    if base:
+        facts["deltas"] = deltas(adapter, base, dtype)
+    if json:
+        as_json(facts)
+        return
+    say(f"{facts['directory']}: {facts['format']} adapter, method {facts['method']}")
+    if facts["sites"]:
+        table(
+            ["site", "kind", "shape"], [(s["name"], s["kind"], "x".join(map(str, s["shape"]))) for s in facts["sites"]]
+        )
+    table(
+        ["tensor", "shape", "dtype", "norm"],
+        [(t["name"], "x".join(map(str, t["shape"])), t["dtype"], t["norm"]) for t in facts["tensors"]],
+    )
+    if base:
+        table(["site", "|ΔW|", "|ΔW| / |W|"], [(d["site"], d["norm"], d["share"]) for d in facts["deltas"]])
+    table(["file", "bytes", "sha256"], [(f["name"], f["bytes"], f["sha256"][:16]) for f in facts["files"]])
+    bad = [t["name"] for t in facts["tensors"] if not t["finite"]]
+    say(
+        f"{facts['numbers']:,} numbers, {size(sum(f['bytes'] for f in facts['files']))}"
+        + (f"; NOT FINITE: {bad}" if bad else "")
+    )
+    for name in ("peft", "versions", "base", "unknown"):
+        if facts.get(name):
+            say(f"{name}: {facts[name]}")
+
+
+def read(adapter: str) -> dict[str, Any]:
+    import torch
+
+    from .. import files
+    from ..files.disk import file_hash
+    from ..spec import to_config
+    from .source import the_adapter
+
+    path = the_adapter(adapter)
+    saved = files.read(path)
+    card, plan = saved.card or {}, saved.plan
+    tensors = [
+        {
+            "name": name,
+            "shape": list(t.shape),
+            "dtype": str(t.dtype).removeprefix("torch."),
+            "norm": float(torch.linalg.vector_norm(t.double())),
+            "finite": bool(torch.isfinite(t).all()),
+        }
+        for name, t in sorted(saved.tensors.items())
+    ]
+    return {
+        "directory": str(path),
+        "format": saved.format,
+        "method": to_config(plan.method) if plan else (saved.config or {}).get("peft_type"),
+        "plan": plan.to_dict() if plan else saved.config,
+        "sites": card.get("sites", []),
+        "tensors": tensors,
+        "numbers": sum(t.numel() for t in saved.tensors.values()),
+        "files": [
+            {"name": f.name, "bytes": f.stat().st_size, "sha256": file_hash(f)}
+            for f in sorted(path.iterdir())
+            if f.is_file()
+        ],
+        **{k: card.get(k) for k in ("peft", "versions", "base", "seeded")},
+        "unknown": saved.unknown,
+    }
+
+
+def deltas(adapter: str, base: str, dtype: str) -> list[dict[str, Any]]:
+    """|ΔW| per site; where the change is no weight change, None."""
+    import torch
+
+    from ..convert import site_delta
+    from ..errors import NotLinear
+    from .source import open_source, the_adapter
+
+    out = []
+    _, _, adapted = open_source(str(the_adapter(adapter)), base, dtype)
+    with torch.no_grad():
+        for a in adapted.assignments:
+            try:
+                norm = float(torch.linalg.vector_norm(site_delta(adapted, a).dense().double()))
+                whole = float(torch.linalg.vector_norm(a.site.leaf().op.dense().double()))
+                out.append({"site": a.site.name, "norm": norm, "share": norm / whole if whole else None})
+            except NotLinear:
+                out.append({"site": a.site.name, "norm": None, "share": None})
+    return out
