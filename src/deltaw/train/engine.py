@@ -1,0 +1,279 @@
+"""transformers' Trainer for adapters: the plan's optimiser, loss on label rows, checkpoints of the adapter only.
+
+Everything else (accumulation, clipping, schedules, DDP, FSDP, loggers) is the Trainer's own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from ..attach import Adapted
+from ..errors import StateMismatch
+from . import checkpoint
+from .batches import Collate, Order, Rows
+from .encode import Encoded
+from .host import rss
+from .loss import label_loss
+from .progress import Progress
+from .recipe import TrainPart
+from .sentinel import Sentinel, describe
+
+
+def arguments(t: TrainPart, out: Path, evaluate: bool) -> TrainingArguments:
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=t.batch_size,
+        gradient_accumulation_steps=t.grad_accum,
+        num_train_epochs=t.epochs,
+        max_steps=t.steps or -1,
+        learning_rate=t.lr,
+        lr_scheduler_type=t.schedule,
+        warmup_steps=t.warmup,  # below 1: a share
+        max_grad_norm=t.max_grad_norm,
+        logging_strategy="steps",
+        logging_steps=t.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
+        save_strategy="steps" if t.save_every else "no",
+        save_steps=t.save_every or 1,
+        eval_strategy="steps" if t.eval_every and evaluate else "no",
+        eval_steps=t.eval_every or None,
+        seed=t.seed,
+        report_to=t.report_to or "none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=cuda,
+        push_to_hub=False,
+    )
+
+
+class Engine(Trainer):  # type: ignore[misc]
+    """See the module. `adapted` is attached to `model`; `train`/`held` are encoded rows."""
+
+    def __init__(self, adapted: Adapted, t: TrainPart, out: Path, train: Encoded, held: Encoded | None, pad: int, progress: Progress):
+        self.adapted, self.t, self.held, self.progress = adapted, t, held, progress
+        self.digest = train.digest()
+        self.order = Order([len(i["input_ids"]) for i in train.items], t.batch_size, t.seed, t.sort_by_length)
+        self.seconds = 0.0
+        self.began: float | None = None
+        self.since = (0.0, 0)  # seconds and tokens at the last log
+        cache = getattr(adapted.model.config, "use_cache", None)
+        super().__init__(
+            model=adapted.model,
+            args=arguments(t, out, held is not None),
+            data_collator=Collate(pad),
+            train_dataset=Rows(train.items),
+            eval_dataset=Rows(held.items) if held is not None else None,
+        )
+        self.seen = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True  # `compute_loss` divides by all labels of a step
+        if cache is not None:  # the Trainer switches the model's own setting off, for generation too
+            self.model.config.use_cache = cache
+        self.remove_callback(PrinterCallback)
+        self.watch = Watch(self)
+        self.add_callback(self.watch)
+
+    # ---- what is trained, in what order, on what loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            kw = {} if self.t.weight_decay is None else {"weight_decay": self.t.weight_decay}
+            try:  # one kernel for all tensors: 24 -> 4.5 ms a step on the adapters of a 135M model
+                self.optimizer = self.adapted.optimizer(self.t.lr, fused=True, **kw)
+            except (TypeError, RuntimeError):  # an update rule, or a device, without it
+                self.optimizer = self.adapted.optimizer(self.t.lr, **kw)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        return self.order
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Sum over labels / labels of the whole optimiser step (all micro-batches, all processes).
+
+        Times the number of processes, because DDP and FSDP average gradients."""
+        assert not return_outputs, "nothing here asks for the vocabulary"
+        mask = inputs.get("attention_mask")
+        self.seen += mask.sum() if mask is not None else inputs["input_ids"].numel()
+        total, count = label_loss(self.accelerator.unwrap_model(model), inputs, model)
+        return total * self.accelerator.num_processes / (count if num_items_in_batch is None else num_items_in_batch)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # token-weighted, where the Trainer averages batches
+        assert self.held is not None
+        began = time.perf_counter()
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        sums = held_out(self.model, self.held, 2 * self.t.batch_size, self.data_collator.pad, self.args.device, rank, world)
+        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        if self.began is not None:  # the clock is of training
+            self.began += time.perf_counter() - began
+        metrics = {"eval_loss": total / max(count, 1), "eval_perplexity": math.exp(min(total / max(count, 1), 700))}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs:  # the Trainer's own summary: ours is in run.json
+            return
+        tokens = int(self.accelerator.reduce(self.seen.clone(), "sum"))
+        seconds = self.clock()
+        if "loss" in logs:
+            spent, done = seconds - self.since[0], tokens - self.since[1]
+            logs["tokens_per_second"] = round(done / spent, 1) if spent > 0 else 0.0
+            self.since = (seconds, tokens)
+        logs.update(tokens=tokens, seconds=round(seconds, 3), rss_bytes=rss())
+        super().log(logs, start_time)
+
+    def clock(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.seconds + (time.perf_counter() - self.began if self.began is not None else 0.0)
+
+    # ---- checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        out = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        new = out / f".{name}.part"
+        main, here = self.args.should_save, self.accelerator
+        if main:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+            self.adapted.save(new / checkpoint.ADAPTER)
+            self.state.save_to_json(str(new / "trainer_state.json"))
+        here.wait_for_everyone()
+        state = {
+            "step": self.state.global_step,
+            "world": here.num_processes,
+            "data": self.digest,
+            "tokens": here.reduce(self.seen.clone(), "sum"),
+            "seconds": self.clock(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.lr_scheduler.state_dict(),
+        }
+        checkpoint.write(new, state, main)
+        checkpoint.write(new / f"random-{here.process_index}", checkpoint.random_state())
+        here.wait_for_everyone()
+        if main:
+            checkpoint.commit(new, out / name, self.t.keep)
+        here.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The adapter is loaded where the model is made (see `run`)."""
+
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        if folder is None:
+            return
+        state = checkpoint.read(Path(folder))
+        if state["data"] != self.digest:
+            raise StateMismatch(f"{folder}: the training data, its order of rows or max_length/packing differ from the run to resume")
+        if state["world"] != self.accelerator.num_processes:
+            raise StateMismatch(
+                f"{folder} was written by {state['world']} processes, this run has {self.accelerator.num_processes}: "
+                "the batches would differ"
+            )
+        mine, saved = self.optimizer.state_dict(), state["optimizer"]
+        if _names(mine) != _names(saved):
+            raise StateMismatch(f"{folder}: the optimiser's parameters differ from this run's (another plan or update rule?)")
+        self.optimizer.load_state_dict(saved)
+        self.lr_scheduler.load_state_dict(state["schedule"])
+        self.seen = state["tokens"].to(self.seen) * int(self.accelerator.is_main_process)  # logged as a sum over processes
+        self.seconds = state["seconds"]
+        self.since = (self.seconds, int(state["tokens"]))
+
+    def _load_rng_state(self, folder: str | None) -> None:
+        if folder is not None:
+            checkpoint.set_random_state(checkpoint.read(Path(folder) / f"random-{self.accelerator.process_index}"))
+
+
+def _names(state: dict[str, Any]) -> list[Any]:
+    return [g.get("param_names", len(g["params"])) for g in state["param_groups"]]
+
+
+@torch.no_grad()
+def held_out(model: Any, held: Encoded, batch_size: int, pad: int, device: Any, rank: int = 0, world: int = 1) -> Tensor:
+    """[sum of the loss, number of labels] over this process's share of the rows, in float64."""
+    collate, was = Collate(pad), model.training
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    items = sorted(held.items, key=lambda i: len(i["input_ids"]))
+    model.eval()
+    try:
+        for k in range(rank * batch_size, len(items), world * batch_size):
+            batch = {name: v.to(device) for name, v in collate(items[k : k + batch_size]).items()}
+            total, count = label_loss(model, batch)
+            sums += torch.stack([total.double(), count.double()])
+    finally:
+        model.train(was)
+    return sums
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Trainer events -> metrics.jsonl, the sentinel, the progress display."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.sentinel = engine, Sentinel({}, 0)
+        self.lines: list[dict[str, Any]] = []
+        self.found: dict[str, list[str]] | None = None
+        self.file = Path(engine.args.output_dir) / "metrics.jsonl"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.sentinel = Sentinel(self.engine.adapted.trainable(), self.engine.t.watch_steps)  # type: ignore[arg-type]
+        if state.is_world_process_zero:
+            done = state.global_step
+            if done and self.file.is_file():  # drop what the killed run wrote after its checkpoint
+                old = (json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+                self.lines = [r for r in old if r.get("step", 0) <= done]
+            self.file.write_text("".join(json.dumps(r) + "\n" for r in self.lines), encoding="utf-8")
+            self.engine.progress.begin(state.max_steps, done)
+        self.engine.began = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.sentinel.watching:
+            self.sentinel.gradients()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.sentinel.watching and (found := self.sentinel.step()) is not None:
+            self.findings(found, state)
+        if state.is_world_process_zero:
+            self.engine.progress.step(state.global_step)
+        if state.global_step >= state.max_steps:  # the steps since the last multiple of log_every
+            control.should_log = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.sentinel.watching:  # a run shorter than the watch
+            self.findings(self.sentinel.report(), state)
+
+    def findings(self, found: dict[str, list[str]], state: Any) -> None:
+        self.found = found
+        for text in describe(found, min(self.engine.t.watch_steps, state.global_step)):
+            self.record({"warning": text, "step": state.global_step, **found}, state)
+            if state.is_world_process_zero:
+                self.engine.progress.note(text, warning=True)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        line = {"step": state.global_step, **(logs or {})}
+        if "learning_rate" in line:
+            line["lr"] = line.pop("learning_rate")
+        self.record(line, state)
+        if state.is_world_process_zero:
+            self.engine.progress.metrics(line)
+
+    def record(self, line: dict[str, Any], state: Any) -> None:
+        if state.is_world_process_zero:
+            self.lines.append(line)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({k: _plain(v) for k, v in line.items()}) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: a value that is not finite is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

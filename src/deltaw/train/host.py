@@ -1,0 +1,44 @@
+"""The machine under a run: the C allocator and the memory high-water mark."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+
+# mallopt(3): parameter numbers from <malloc.h>. With the defaults every step maps and unmaps its large buffers and pays
+# millions of page faults; kept inside the heap, a fused LoRA step ran 1.5-1.8x faster for 0.2-0.6 GB more memory.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+SETTINGS = ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 256 << 20))
+
+
+def tune_allocator() -> str:
+    """Ask glibc to keep freed memory in this process; returns "tuned" or why not. Process-wide, cannot be undone."""
+    if platform.libc_ver()[0] != "glibc":
+        return "not tuned: the C library is not glibc"
+    if "malloc" in os.environ.get("LD_PRELOAD", ""):
+        return "not tuned: another allocator is preloaded"
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    refused = [str(number) for number, value in SETTINGS if mallopt(number, value) != 1]
+    return f"not tuned: mallopt refused parameter {', '.join(refused)}" if refused else "tuned"
+
+
+def peak_rss() -> int:
+    """The largest resident size of this process so far, in bytes (0 where the platform does not tell)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def rss() -> int:
+    """The resident size now, in bytes; the peak where /proc is missing."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_rss()
