@@ -184,7 +184,9 @@ def read(directory: Any) -> Saved:
                 f"{TENSORS}"
             )
         return Saved(path, None, read_json(path / foreign.config_name), read_tensors(path / TENSORS))
-    raise StateMismatch(f"{path} has neither {CARD} nor a PEFT adapter_config.json; found {sorted(p.name for p in path.iterdir())[:8]}")
+    raise StateMismatch(
+        f"{path} has neither {CARD} nor a PEFT adapter_config.json; found {sorted(p.name for p in path.iterdir())[:8]}"
+    )
 
 
 def _intact(path: Path, card: dict[str, Any]) -> None:
@@ -222,7 +224,10 @@ def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool
         assert plan is not None
         kept["card"] = {k: saved.card[k] for k in saved.unknown}
         if saved.unknown:
-            warnings.warn(f"{saved.path / CARD} has fields unknown to this version, kept: {', '.join(saved.unknown)}", stacklevel=2)
+            warnings.warn(
+                f"{saved.path / CARD} has fields unknown to this version, kept: {', '.join(saved.unknown)}",
+                stacklevel=2,
+            )
         if not any_base and (why := check(saved.card.get("base") or {}, fingerprint(model, plan.train_modules))):
             raise StateMismatch(
                 f"{saved.path}: this adapter was trained on another base than this {type(model).__name__}: {why}. Load that "
@@ -266,7 +271,9 @@ def _compare_sites(saved: Saved, adapted: Adapted) -> None:
             if word == "kind" and {row.get(word), there[name].get(word)} <= {"linear", "opaque"}:
                 continue  # the same layer, quantised
             if row.get(word) != there[name].get(word):
-                raise StateMismatch(f"{where}: {name}: {word} {there[name].get(word)} was saved; this model has {row.get(word)}")
+                raise StateMismatch(
+                    f"{where}: {name}: {word} {there[name].get(word)} was saved; this model has {row.get(word)}"
+                )
 
 
 @torch.no_grad()
@@ -313,7 +320,9 @@ def _seeded(saved: Saved, adapted: Adapted) -> dict[str, Tensor]:
     fresh, out = regenerate(adapted), {}
     for name, facts in saved.card["seeded"].items():
         if name not in fresh:
-            raise StateMismatch(f"{saved.path / CARD}: seeded tensor '{name}' is none of this adapter{nearest(name, fresh)}")
+            raise StateMismatch(
+                f"{saved.path / CARD}: seeded tensor '{name}' is none of this adapter{nearest(name, fresh)}"
+            )
         if fresh[name].device.type != "meta" and tensor_hash(fresh[name]) != facts.get("sha256"):
             raise StateMismatch(
                 f"{saved.path / CARD}: '{name}' drawn again from its seed has another checksum than when it was saved. "

@@ -78,7 +78,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
-        raise StateMismatch(f"{path}: a JSON object was expected; {error}. The file is damaged: copy it again") from error
+        raise StateMismatch(
+            f"{path}: a JSON object was expected; {error}. The file is damaged: copy it again"
+        ) from error
     if not isinstance(data, dict):
         raise StateMismatch(f"{path}: a JSON object was expected; found {type(data).__name__}")
     return data
@@ -91,7 +93,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(str(path))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise StateMismatch(f"{path} is no intact safetensors file ({error}): it is truncated or damaged; copy it again") from error
+        raise StateMismatch(
+            f"{path} is no intact safetensors file ({error}): it is truncated or damaged; copy it again"
+        ) from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())

@@ -1,0 +1,93 @@
+"""What one PEFT method's files look like: a small table per method, the rest is shared (format.py)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...files.foreign import Inexpressible
+from ...plan import Assignment
+from ...spec import METHODS, Method, build
+
+P = dict[str, Tensor]
+LINEAR = frozenset({"linear", "opaque"})
+DENSE = LINEAR | {"conv1d_hf"}
+
+
+class Dialect:
+    """One `peft_type`. Subclasses fill in the tables, and override pack/unpack where a layout differs from ours.
+
+    names: our tensor -> the part of PEFT's key behind "base_model.model.SITE."; shared: the same for model-wide ones.
+    neutral: PEFT fields that must have one of the listed values, because others change the mathematics.
+    """
+
+    type: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[frozenset[str]] = DENSE
+    names: ClassVar[dict[str, str]] = {}
+    shared: ClassVar[dict[str, str]] = {}
+    dropout: ClassVar[str | None] = None
+    patterns: ClassVar[dict[str, str]] = {}
+    handled: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+    def fields(self, method: Method, p: P) -> dict[str, Any]:
+        """PEFT's fields for a method (without dropout) at a site with these tensors."""
+        raise NotImplementedError
+
+    def method(self, f: dict[str, Any]) -> Method:
+        """The inverse; patterns have been applied to `f`."""
+        raise NotImplementedError
+
+    def refusal(self, a: Assignment) -> str | None:
+        """Why PEFT cannot have this method at this site, or computes something else there."""
+        if a.site.kind not in self.kinds:
+            return f"PEFT's {self.type} does not adapt a {a.site.kind} ({type(a.site.module).__name__})"
+        return None
+
+    def pack(self, a: Assignment, p: P) -> P:
+        return {self.names[k]: v for k, v in p.items()}
+
+    def unpack(self, a: Assignment, t: P, own: P) -> P:
+        """The tensors of a site back; `own` has ours, for their names and shapes."""
+        return {k: t[self.names[k]].reshape(v.shape) for k, v in own.items()}
+
+    def prepare(self, config: dict[str, Any], tensors: P, plan: Any, model: Any) -> Any:
+        """Complete what a file leaves out (PEFT draws or computes it when it loads); returns the plan."""
+        return plan
+
+
+DIALECTS: dict[str, Dialect] = {}  # by peft_type
+
+
+def dialect(cls: type[Dialect]) -> type[Dialect]:
+    DIALECTS[cls.type] = cls()
+    return cls
+
+
+def bare(method: Method) -> tuple[Method, float]:
+    """(the method under dropout, its probability)."""
+    if method.key == "drop":
+        return method.inner, float(method.p)  # type: ignore[attr-defined]
+    return method, 0.0
+
+
+def dialect_of(method: Method) -> Dialect:
+    inner, p = bare(method)
+    for d in DIALECTS.values():
+        if inner.key in d.methods:
+            if p and d.dropout is None:
+                raise Inexpressible(f"PEFT's {d.type} has no input dropout")
+            return d
+    raise Inexpressible(f"PEFT 0.21.2 has no method '{inner.key}'")
+
+
+def plain(x: float) -> float | int:
+    """Whole numbers as integers, as PEFT writes alpha."""
+    return int(x) if float(x).is_integer() else float(x)
+
+
+def new(key: str, **fields: Any) -> Method:
+    return build(METHODS[key], fields)  # type: ignore[no-any-return]

@@ -1,0 +1,402 @@
+"""PEFT 0.21.2's adapter directory: adapter_config.json, and keys base_model.model.SITE.TENSOR."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import StateMismatch, TargetError, nearest
+from ...files.foreign import Inexpressible
+from ...plan import Assignment, Plan
+from ...sites import matches
+from ...sites.find import layer_index
+from . import names as rules
+from .dialect import DIALECTS, Dialect, bare, dialect_of, new
+
+if TYPE_CHECKING:
+    from ...attach import Adapted
+
+PEFT_VERSION = "0.21.2"
+PREFIX = "base_model.model."
+KEPT = ("base_model_name_or_path", "task_type", "revision", "auto_mapping")
+COMMON = frozenset(
+    {"peft_type", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
+     "rank_pattern", "alpha_pattern", "trainable_token_indices", "inference_mode", "peft_version", *KEPT}
+)  # fmt: skip
+HEADS = {"SEQ_CLS": {"classifier", "score"}, "TOKEN_CLS": {"classifier", "score"}, "QUESTION_ANS": {"qa_outputs"}}
+TOKENS = "token_adapter.trainable_tokens_delta"
+Named = dict[str, Tensor]
+
+
+class PeftFormat:
+    name = "peft"
+    config_name = "adapter_config.json"
+
+    # ---- writing
+
+    def write(self, adapted: Adapted, state: Named) -> tuple[dict[str, Any], Named]:
+        d = dialect_of(adapted.plan.method)  # type: ignore[arg-type]
+        main, tensors = self._pack(adapted, state, d)
+        config = self._config(adapted, d, {a.site.name: f for a, f in main})
+        return config, tensors
+
+    def _pack(
+        self, adapted: Adapted, state: Named, d: Dialect
+    ) -> tuple[list[tuple[Assignment, dict[str, Any]]], Named]:
+        """(main sites with their PEFT fields, tensors by key)."""
+        main: list[tuple[Assignment, dict[str, Any]]] = []
+        out: Named = {}
+        for a in adapted.assignments:
+            p = _of(state, a.shares or a.site.name, adapted)
+            if a.site.kind == "module":
+                found = p | dict(a.site.module.named_buffers())
+                persistent = a.site.module.state_dict()
+                found = {k: v for k, v in found.items() if k in p or k in persistent}
+            elif _tokens(a, adapted):
+                found = {} if a.flip else {TOKENS: p["v"]}
+            else:
+                if dialect_of(a.method) is not d:
+                    raise Inexpressible(
+                        f"{a.site.name}: PEFT has one method per adapter; found {a.method.key} beside {d.type}"
+                    )
+                if a.flip and d.type != "LORA":
+                    raise Inexpressible(f"{a.site.name}: PEFT cannot tie {a.method.key} at both ends of a weight")
+                if why := d.refusal(a):
+                    raise Inexpressible(f"{a.site.name}: {why}")
+                inner, rate = bare(a.method)
+                fields = d.fields(inner, p) | ({d.dropout: rate} if d.dropout else {})
+                main.append((a, fields))
+                bared = Assignment(a.site, inner, a.shares, a.flip)
+                found = d.pack(bared, p)
+            out |= {f"{PREFIX}{a.site.name}.{k}": v for k, v in found.items()}
+        for ours, theirs in d.shared.items():
+            if ours in state:
+                out[theirs] = state[ours]
+        return main, out
+
+    def _config(self, adapted: Adapted, d: Dialect, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        model, kept = adapted.model, adapted.__dict__.get("kept", {}).get("peft", {})
+        names = rules.module_names(model)
+        to_save = sorted(a.site.name for a in adapted.assignments if a.site.kind == "module")
+        tokens = {
+            a.site.name: sorted(a.method.ids)  # type: ignore[attr-defined]
+            for a in adapted.assignments
+            if _tokens(a, adapted) and not a.flip
+        }
+        if rules.saved(names, to_save) != set(to_save):
+            raise Inexpressible(f"PEFT would also save other modules whose names end in one of {to_save}")
+        if (tokens or to_save) and (
+            odd := [w for w in [*tokens, *to_save] if w.endswith(tuple(f".{t}" for t in tokens))]
+        ):
+            raise Inexpressible(f"PEFT would confuse the names {odd} of token rows")
+        open_names = [n for n in names if not rules.shielded(n, to_save)]
+        side = d.type == "IA3"
+        usual = json.loads(
+            Counter(
+                json.dumps({k: v for k, v in f.items() if k != "side"}, sort_keys=True) for f in sites.values()
+            ).most_common(1)[0][0]
+        )
+        config: dict[str, Any] = {
+            "peft_type": d.type, "peft_version": PEFT_VERSION, "inference_mode": True, "auto_mapping": None,
+            "revision": None, "task_type": _task(model), "base_model_name_or_path": _origin(model), **usual,
+            "modules_to_save": to_save or None,
+        }  # fmt: skip
+        if side:
+            inner = {n for n, f in sites.items() if f["side"] == "in"}
+            config["target_modules"], config["feedforward_modules"] = rules.sides(inner, set(sites), open_names)
+        else:
+            config["target_modules"] = rules.short_list(sites, open_names)
+        for field, pattern in d.patterns.items():
+            config[pattern] = rules.patterns({n: f[field] for n, f in sites.items()}, usual[field])
+        for n, f in sites.items():
+            if bad := [k for k in usual if f[k] != usual[k] and k not in d.patterns]:
+                raise Inexpressible(f"{n}: PEFT has one value of {', '.join(bad)} for all sites of a {d.type}")
+        if "bias" in d.neutral:
+            config["bias"] = "none"
+        if "fan_in_fan_out" in d.ignored:
+            config["fan_in_fan_out"] = all(
+                a.site.kind == "conv1d_hf" for a in adapted.assignments if a.site.name in sites
+            )
+        if tokens:
+            if d.type != "LORA":
+                raise Inexpressible(f"PEFT trains token rows beside LoRA only, not beside {d.type}")
+            config["trainable_token_indices"] = tokens
+        return config | kept
+
+    def plain_lora(self, adapted: Adapted, factors: dict[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], Named]:
+        d, state = DIALECTS["LORA"], adapted.state()
+        out: Named = {}
+        sites: dict[str, dict[str, Any]] = {}
+        for a in adapted.assignments:
+            if a.site.kind == "module":
+                p = _of(state, a.site.name, adapted)
+                out |= {f"{PREFIX}{a.site.name}.{k}": v for k, v in p.items()}
+            elif a.site.name in factors:
+                B, A = factors[a.site.name]
+                r = max(A.shape[0], 1)
+                B, A = (B, A) if A.shape[0] else (B.new_zeros(B.shape[0], 1), A.new_zeros(1, A.shape[1]))
+                one = Assignment(a.site, new("lora", r=r, alpha=float(r)))
+                if why := d.refusal(one):
+                    raise Inexpressible(f"{a.site.name}: {why}")
+                sites[a.site.name] = d.fields(one.method, {}) | {"lora_dropout": 0.0}
+                out |= {f"{PREFIX}{a.site.name}.{k}": v for k, v in d.pack(one, {"A": A, "B": B}).items()}
+        return self._config(adapted, d, sites), out
+
+    # ---- reading
+
+    def native(self, adapted: Adapted, tensors: Named) -> Named:
+        state = adapted.state()
+        d = dialect_of(adapted.plan.method)  # type: ignore[arg-type]
+        blank = {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in state.items()}
+        _, wanted = self._pack(adapted, blank, d)
+        _strict(adapted, wanted, tensors)
+        out: Named = {}
+        for a in adapted.assignments:
+            if a.shares is not None:
+                continue
+            own, prefix = _of(state, a.site.name, adapted), f"{PREFIX}{a.site.name}."
+            here = {k[len(prefix) :]: v for k, v in tensors.items() if k in wanted and k.startswith(prefix)}
+            if a.site.kind == "module":
+                _same_buffers(a, {k: v for k, v in here.items() if k not in own})
+                found = {k: v for k, v in here.items() if k in own}
+            elif _tokens(a, adapted):
+                ids = torch.tensor(sorted(a.method.ids))  # type: ignore[attr-defined]
+                W = a.site.leaf().op
+                found = {"v": here[TOKENS], "v0": W.cols(ids.to(W.like.device)).detach().to(own["v0"]), "i": ids}
+            else:
+                found = d.unpack(Assignment(a.site, bare(a.method)[0], None, a.flip), here, own)
+            out |= {f"{a.site.name}.{k}": v for k, v in found.items()}
+        return out | {ours: tensors[theirs] for ours, theirs in d.shared.items() if ours in state}
+
+    def plan(self, config: dict[str, Any], tensors: Named, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
+        d = _known(config)
+        names = rules.module_names(model)
+        layers, to_save = config.get("layers_to_transform"), _to_save(config, names)
+        plan = Plan(
+            _wrapped(d, config), targets=_targets(config), exclude=_tuple(config.get("exclude_modules")),
+            layers=layers if layers != [] else None, train_modules=to_save, token_rows=_token_rows(config, model),
+        )  # fmt: skip
+        plan.resolve(model)  # the errors of names that match nothing
+        plan = _own_ends(_exact(plan, config, names, to_save), tensors, model)
+        plan = _patterned(plan, d, config, model)
+        for a in plan.resolve(model):
+            if a.site.kind != "module" and a.method.key != "trainable_tokens" and (why := d.refusal(a)):
+                raise StateMismatch(f"adapter_config.json: {a.site.name}: {why}")
+        kept = {k: v for k, v in config.items() if k in KEPT or k in _unknown(config, d)}
+        return _sorted_tokens(d.prepare(config, tensors, plan, model), config, tensors, model), kept
+
+
+def _of(state: Named, site: str, adapted: Adapted) -> Named:
+    """The tensors of one site by their own names."""
+    entry = adapted.entries().get(site)
+    return {} if entry is None else {k: state[f"{site}.{k}"] for k in entry.own}
+
+
+def _tokens(a: Assignment, adapted: Adapted) -> bool:
+    return a.method.key == "trainable_tokens" and adapted.plan.method.key != "trainable_tokens"  # type: ignore[union-attr]
+
+
+def _task(model: nn.Module) -> str | None:
+    """Only the one task type that adds nothing to the model."""
+    causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) and hasattr(
+        model, "prepare_inputs_for_generation"
+    )
+    return "CAUSAL_LM" if causal else None
+
+
+def _origin(model: nn.Module) -> str | None:
+    return getattr(getattr(model, "config", None), "_name_or_path", None) or None
+
+
+def _strict(adapted: Adapted, wanted: Named, found: Named) -> None:
+    lost = sorted(set(wanted) - set(found))
+    extra = [k for k in sorted(set(found) - set(wanted)) if not _base_copy(adapted, k, found[k])]
+    if lost:
+        raise StateMismatch(
+            f"{len(lost)} of {len(wanted)} tensors are missing, first '{lost[0]}', expected with shape "
+            f"{tuple(wanted[lost[0]].shape)}{nearest(lost[0], extra)}. The file is incomplete, or belongs to another plan"
+        )
+    if extra:
+        raise StateMismatch(
+            f"{len(extra)} tensors belong to nothing in this adapter, first '{extra[0]}' of shape "
+            f"{tuple(found[extra[0]].shape)}{nearest(extra[0], wanted)}. The file belongs to another model or configuration"
+        )
+    for key, tensor in wanted.items():
+        if found[key].shape != tensor.shape:
+            raise StateMismatch(
+                f"'{key}': expected shape {tuple(tensor.shape)}, found {tuple(found[key].shape)}; the file belongs to another "
+                "rank or base"
+            )
+
+
+def _base_copy(adapted: Adapted, key: str, tensor: Tensor) -> bool:
+    """PEFT stores the base weight of a targeted embedding beside the adapter; it has to be the one that is here."""
+    if not (key.startswith(PREFIX) and key.endswith(".base_layer.weight")):
+        return False
+    site = key[len(PREFIX) : -len(".base_layer.weight")]
+    here = next((a.site.parameter() for a in adapted.assignments if a.site.name == site), None)
+    if here is None:
+        return False
+    if here.shape != tensor.shape or not torch.allclose(
+        here.detach().float().cpu(), tensor.float(), rtol=1e-2, atol=1e-6
+    ):
+        raise StateMismatch(
+            f"'{key}' holds another base weight than this model has at '{site}': resized, or another base"
+        )
+    return True
+
+
+def _same_buffers(a: Assignment, found: Named) -> None:
+    own = dict(a.site.module.named_buffers())
+    for name, tensor in found.items():
+        if not torch.equal(own[name].cpu().to(tensor.dtype), tensor):
+            raise StateMismatch(
+                f"'{a.site.name}.{name}' is a buffer that was changed in training; only parameters can be loaded"
+            )
+
+
+# ---- the configuration
+
+
+def _known(config: dict[str, Any]) -> Dialect:
+    kind = config.get("peft_type")
+    if kind not in DIALECTS:
+        raise StateMismatch(
+            f"adapter_config.json: peft_type {kind!r} cannot be read; known: {', '.join(sorted(DIALECTS))}"
+        )
+    d = DIALECTS[kind]
+    for name, allowed in d.neutral.items():
+        if name in config and config[name] not in allowed:
+            raise StateMismatch(
+                f"adapter_config.json: {name} = {config[name]!r} changes the mathematics and is not supported (only "
+                f"{allowed[0]!r} is); loading without it would give other outputs"
+            )
+    unknown = _unknown(config, d)
+    for name in unknown:
+        if config[name] not in (None, False, "none") and config[name] != {} and config[name] != []:
+            raise StateMismatch(
+                f"adapter_config.json: {name} = {config[name]!r} is unknown here and may change the mathematics. If it does "
+                "not, remove it from the file"
+            )
+    if unknown:
+        warnings.warn(
+            f"adapter_config.json has fields unknown to this version, kept: {', '.join(unknown)}", stacklevel=4
+        )
+    for name in sorted({"rank_dropout", "module_dropout"} & set(config)):
+        if config[name]:
+            warnings.warn(
+                f"adapter_config.json: {name} = {config[name]} acts in training only and is dropped", stacklevel=4
+            )
+    return d
+
+
+def _unknown(config: dict[str, Any], d: Dialect) -> list[str]:
+    known = COMMON | d.handled | d.ignored | set(d.neutral) | ({d.dropout} if d.dropout else set())
+    return sorted(set(config) - known)
+
+
+def _wrapped(d: Dialect, f: dict[str, Any]) -> Any:
+    method, rate = d.method(f), float(f.get(d.dropout) or 0.0) if d.dropout else 0.0
+    return new("drop", inner=method, p=rate) if rate else method
+
+
+def _tuple(value: Any) -> Any:
+    return value if isinstance(value, str) and value else tuple(value or ())
+
+
+def _targets(config: dict[str, Any]) -> Any:
+    targets = config.get("target_modules")
+    if not targets:
+        raise TargetError(
+            f"adapter_config.json: target_modules is {targets!r}; PEFT writes the list it used, so this one must be filled in"
+        )
+    return targets if isinstance(targets, str) else tuple(targets)
+
+
+def _to_save(config: dict[str, Any], names: list[str]) -> tuple[str, ...]:
+    """modules_to_save; of the heads that PEFT adds by itself for a task, one is enough."""
+    given = list(config.get("modules_to_save") or [])
+    auto = HEADS.get(config.get("task_type") or "", set()) & set(given)
+    there = {g for g in auto if rules.reached(names, [g])}
+    return tuple(g for g in given if g not in auto or g in there or not there)
+
+
+def _token_rows(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    rows = config.get("trainable_token_indices")
+    if not rows:
+        return {}
+    if isinstance(rows, dict):
+        return rows
+    get = getattr(model, "get_input_embeddings", None)
+    table = get() if callable(get) else None
+    return {next((n for n, m in model.named_modules() if m is table and n), "embed_tokens"): rows}
+
+
+def _sorted_tokens(plan: Plan, config: dict[str, Any], tensors: Named, model: nn.Module) -> Plan:
+    """PEFT keeps rows in the order of the list; ours are sorted."""
+    for pattern, ids in _token_rows(config, model).items():
+        order = sorted(range(len(ids)), key=lambda k: ids[k])
+        for key in tensors:
+            if key.endswith("." + TOKENS) and matches(key[len(PREFIX) : -len(TOKENS) - 1], re.escape(pattern)):
+                if len(tensors[key]) == len(ids):
+                    tensors[key] = tensors[key][order]
+    return plan
+
+
+def _exact(plan: Plan, config: dict[str, Any], names: list[str], to_save: tuple[str, ...]) -> Plan:
+    """layers_to_transform by PEFT's rule, where that picks other sites than ours."""
+    if plan.layers is None or isinstance(plan.targets, str):
+        return replace(plan, layers=None) if isinstance(plan.targets, str) else plan  # PEFT ignores layers there
+    hit = {n for n in rules.reached(names, plan.targets) if not rules.shielded(n, to_save)}
+    if plan.exclude:
+        hit -= rules.reached(names, plan.exclude)
+    exact = {n for n in hit if rules.in_layers(n, plan.layers, config.get("layers_pattern"))}
+    if exact == {n for n in hit if layer_index(n) in plan.layers}:
+        return plan
+    if not exact:
+        raise TargetError(f"adapter_config.json: layers_to_transform = {config['layers_to_transform']} picks no target")
+    return replace(plan, layers=None, exclude=(), targets="|".join(re.escape(n) for n in sorted(exact)))
+
+
+def _own_ends(plan: Plan, tensors: Named, model: nn.Module) -> Plan:
+    """In PEFT the two ends of a tied weight have adapters of their own."""
+    if any(a.shares is not None and a.method.key != "trainable_tokens" for a in plan.resolve(model)):
+        return replace(plan, tie=False)
+    return plan
+
+
+def _patterned(plan: Plan, d: Dialect, config: dict[str, Any], model: nn.Module) -> Plan:
+    """rank_pattern, alpha_pattern and IA3's feedforward_modules as overrides."""
+    tables = {f: dict(config.get(p) or {}) for f, p in d.patterns.items()}
+    sites = [a.site.name for a in plan.resolve(model) if a.site.kind != "module" and a.method == plan.method]
+    for field, table in tables.items():
+        for key in table:
+            if not any(rules.pattern_value(n, {key: True}, False) for n in sites):
+                raise TargetError(
+                    f"adapter_config.json: {d.patterns[field]} '{key}' matches none of the targets{nearest(key, sites)}"
+                )
+    overrides: dict[str, Any] = {}
+    if d.type == "IA3":
+        inner = config.get("feedforward_modules") or []
+        for entry in [] if isinstance(inner, str) else inner:
+            if not any(n.endswith(entry) for n in sites):
+                raise TargetError(
+                    f"adapter_config.json: feedforward_modules '{entry}' matches none of the targets{nearest(entry, sites)}"
+                )
+        for n in sites:
+            if re.fullmatch(inner, n) if isinstance(inner, str) else any(n.endswith(e) for e in inner):
+                overrides[f"^{re.escape(n)}"] = {"side": "in"}
+    elif any(tables.values()):
+        for n in sites:
+            own = config | {f: rules.pattern_value(n, t, config.get(f)) for f, t in tables.items() if t}
+            method = _wrapped(d, own)
+            if method != plan.method:
+                overrides[f"^{re.escape(n)}"] = method
+    return replace(plan, overrides=overrides) if overrides else plan
