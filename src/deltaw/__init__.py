@@ -11,6 +11,7 @@ from . import errors, interop, methods, ops
 from .attach import Adapted, activate, adapters, attach, disabled, rows
 from .files import load, read
 from .plan import Plan, Preview, preview
+from .route import route
 from .spec import METHODS
 
 from . import testing  # isort: skip  (last: it is written against the names above)
@@ -18,5 +19,5 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Adapted", "Plan", "Preview", "activate", "adapters", "attach", "disabled", "errors", "interop", "load",
-    "methods", "ops", "preview", "read", "rows", "testing",
+    "methods", "ops", "preview", "read", "route", "rows", "testing",
 ]  # fmt: skip

@@ -53,7 +53,8 @@ class RowMap(Map):
         for number, entry in self.others.items():
             at = (which == number).nonzero().squeeze(-1)
             if len(at):
-                L = entry.layer(self.base, {k: v[at] for k, v in self.signals.items()})
+                own = {k: (v if len(v) == len(x) else v.flatten(0, 1))[at] for k, v in self.signals.items()}
+                L = entry.layer(self.base, own)
                 y = y.index_copy(0, at, (L.cols(x[at]) if lookup else L(x[at])).to(y.dtype))
         return y
 

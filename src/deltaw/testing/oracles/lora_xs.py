@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...methods.structure.lora_xs import LoRAXS
 
-METHODS = (LoRAXS(r=4, alpha=6.0), LoRAXS(r=3, alpha=3.0, std=1e-5))
+METHOD = LoRAXS(r=4, alpha=6.0)
 
 
 def closed(method: Any, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Tensor) -> Tensor:
