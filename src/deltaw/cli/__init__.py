@@ -8,7 +8,7 @@ line on stderr and exit code 2; `--debug`, anywhere on the line, shows the trace
 from __future__ import annotations
 
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 import typer
 

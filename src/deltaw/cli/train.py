@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
 
-from .output import AsJson, as_json, say
+from .output import AsJson, as_json, say, size
 
 
 def run(
@@ -16,18 +15,30 @@ def run(
         list[str] | None, typer.Argument(help="Any value of the recipe, e.g. train.lr=1e-3 plan.method.r=32")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint of this run, bit for bit.")
+        bool, typer.Option("--resume", help="Go on from the run's last checkpoint, bit for bit.")
     ] = False,
     json: AsJson = False,
 ) -> None:
     """Fine-tune as a recipe says. Unknown keys are errors; the resolved recipe is saved with the run."""
     from ..train import run as train
 
-    result = train(recipe, overrides=overrides or [], resume=resume)
-    facts = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else dict(vars(result))  # type: ignore[arg-type]
+    result = train(recipe, overrides or [], resume=resume)
+    facts = {
+        "dir": str(result.dir),
+        "adapter_dir": str(result.dir / "adapter"),
+        "train_seconds": result.train_seconds,
+        "tokens_per_second": result.tokens_per_second,
+        "peak_rss_bytes": result.peak_rss_bytes,
+        "metrics": result.metrics,
+        "adapter": result.adapted.report(),
+        "notes": result.notes,
+    }
     if json:
         as_json(facts)
         return
-    for name, value in facts.items():
-        if isinstance(value, (str, int, float)) or hasattr(value, "__fspath__"):
-            say(f"{name:<20} {value}")
+    loss = {k: v for k, v in result.metrics.items() if k in ("loss", "eval_loss")}
+    say(
+        f"{result.dir}: {result.train_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, peak memory "
+        f"{size(result.peak_rss_bytes)}" + "".join(f", {k} {v:.4g}" for k, v in loss.items())
+    )
+    say(f"next: deltaw eval {result.dir} | deltaw chat {result.dir} | deltaw merge {result.dir} OUT")
