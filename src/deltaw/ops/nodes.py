@@ -222,6 +222,11 @@ class Hadamard(Op):
         return f"({self.a!r} ⊙ {self.b!r})"
 
 
+def kron(a: Tensor, b: Tensor) -> Tensor:
+    """a ⊗ b of matrices. torch.kron fails on strided views, and on (1, 1) transposes even after contiguous()."""
+    return (a[:, None, :, None] * b[None, :, None, :]).reshape(a.shape[0] * b.shape[0], a.shape[1] * b.shape[1])
+
+
 class Kron(Op):
     """The Kronecker product a ⊗ b, row-major: the index of a is the slow one on both axes."""
 
@@ -242,7 +247,7 @@ class Kron(Op):
         return self.a.rmv(x.mT).mT.flatten(-2)
 
     def dense(self) -> Tensor:
-        return torch.kron(self.a.dense().contiguous(), self.b.dense().contiguous())
+        return kron(self.a.dense(), self.b.dense())
 
     def cols(self, i: Tensor) -> Tensor:
         k = self.b.shape[1]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .core import Base, Op, Open
 from .leaves import BlockDiag, Diag, Eye, Zero
-from .nodes import Chain, Hadamard, Kron, Sum, Transpose, add, chain, scale
+from .nodes import Chain, Hadamard, Kron, Sum, Transpose, add, chain, kron, scale
 
 Pair = tuple[Tensor, Tensor]
 
@@ -82,7 +82,7 @@ def _(op: Kron) -> Pair | None:
     p, q = _some_factors(op.a), _some_factors(op.b)
     if p[0].shape[1] * q[0].shape[1] >= min(op.shape):
         return None
-    return torch.kron(p[0].contiguous(), q[0].contiguous()), torch.kron(p[1].contiguous(), q[1].contiguous())
+    return kron(p[0], q[0]), kron(p[1], q[1])
 
 
 def _some_factors(op: Op) -> Pair:

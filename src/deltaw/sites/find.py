@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import SpecError, TargetError, nearest
 from . import conv, dense, embedding, experts, foreign
 from .base import Site
+from .module import ModuleSite
 from .stream import StreamSite
 
 Targets = str | Sequence[str]
@@ -88,6 +89,8 @@ class Candidates:
         module = self.modules[name]
         if self.sort == "stream":
             return [StreamSite(name, module, width(self.model, module))]
+        if self.sort == "module":
+            return [ModuleSite(name, module)]
         parent = self.modules.get(name.rpartition(".")[0])
         if isinstance(parent, nn.MultiheadAttention):
             raise TargetError(

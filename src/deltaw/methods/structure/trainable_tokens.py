@@ -6,33 +6,38 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from ...ops import Op
+from ...ops import Chain, Dense, Op
 from ...spec import Declared, Method, Param, Start, Tensors, method
 
 
-class Columns(Op):
-    """Columns v (k, m) at sorted positions i (k,) of an m x n zero matrix."""
+class Pick(Op):
+    """Rows i (k,) of the n x n identity: the entries i of x."""
 
-    def __init__(self, i: Tensor, v: Tensor, n: int):
-        self.i, self.v, self.shape = i, v, (v.shape[1], n)
+    like = property(lambda self: self._like)
 
-    @property
-    def like(self) -> Tensor:
-        return self.v
+    def __init__(self, i: Tensor, n: int, like: Tensor):
+        self.i, self._like, self.shape = i, like, (i.shape[0], n)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x[..., self.i] @ self.v.to(x.dtype)
+        return x[..., self.i]
 
     def rmv(self, y: Tensor) -> Tensor:
-        x = y.new_zeros(*y.shape[:-1], self.shape[1])
-        return x.index_copy(-1, self.i, y @ self.v.mT.to(y.dtype))
+        return y.new_zeros(*y.shape[:-1], self.shape[1]).index_copy(-1, self.i, y)
 
     def dense(self) -> Tensor:
-        return self.v.new_zeros(self.shape).index_copy(1, self.i, self.v.mT)
+        return self.like.new_zeros(self.shape).scatter(1, self.i[:, None], 1.0)
 
-    def cols(self, ids: Tensor) -> Tensor:
-        at = torch.searchsorted(self.i, ids).clamp_max(len(self.i) - 1)
-        return self.v[at] * (self.i[at] == ids).unsqueeze(-1)
+
+class Columns(Chain):
+    """Columns v (k, m) at sorted positions i (k,) of an m x n zero matrix; a lookup gathers instead of multiplying."""
+
+    def __init__(self, i: Tensor, v: Tensor, n: int):
+        super().__init__([Dense(v.mT), Pick(i, n, v)])
+        self.i, self.v = i, v
+
+    def cols(self, i: Tensor) -> Tensor:
+        at = torch.searchsorted(self.i, i).clamp_max(len(self.i) - 1)
+        return self.v[at] * (self.i[at] == i).unsqueeze(-1)
 
 
 @method(paper="(HF PEFT, TrainableTokens)", start="rounding")

@@ -1,0 +1,159 @@
+"""The catalogue: what is true of every method, derived from its expression and from which oracles exist.
+
+Nothing here is written by hand: `deltaw methods`, the README's table and the documentation are printed from it. The
+facts come from attaching the method, at its defaults, to two layers on the meta device (shapes without data).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import attach, preview
+from .convert import BiasChanged, site_delta, site_layer
+from .errors import DeltawError, NotLinear
+from .ops import factors, watch_dense
+from .plan import Plan
+from .spec import METHODS, Method, to_config
+
+SAMPLE = (1024, 768)  # out, in
+"""The layer that counts and ranks are given for."""
+
+
+class _Sample(nn.Module):
+    def __init__(self, m: int, n: int):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(n, m)])
+        self.config = SimpleNamespace(hidden_size=m)
+
+    def forward(self, x: torch.Tensor, **kw: Any) -> Any:
+        y = self.blocks[0](x)
+        return SimpleNamespace(logits=y, hidden_states=(x,)) if kw.get("output_hidden_states") else y
+
+
+TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "module": ["blocks.0"]}
+
+
+def _attached(method: Method, m: int, n: int) -> tuple[nn.Module, Any]:
+    with torch.device("meta"):
+        model = _Sample(m, n)
+    return model, attach(model, Plan(method, targets=TARGETS[method.sites]))
+
+
+def facts_of(method: Method, shape: tuple[int, int] = SAMPLE) -> dict[str, Any]:
+    """mergeable, exact_lora_rank, needs_dense_base, trainable at a layer of that shape; from the algebra alone."""
+    return dict(_facts(method, shape))
+
+
+@lru_cache(maxsize=4096)
+def _facts(method: Method, shape: tuple[int, int]) -> dict[str, Any]:
+    model, adapted = _attached(method, *shape)
+    site = adapted.assignments[0].site
+    try:
+        site.merged(site_layer(adapted, adapted.assignments[0]))
+        mergeable = True
+    except NotLinear:
+        mergeable = False
+    rank = None
+    if mergeable and site.kind == "linear":
+        try:
+            pair = factors(site_delta(adapted, adapted.assignments[0]))
+            rank = None if pair is None else pair[0].shape[1]
+        except BiasChanged:
+            rank = None
+    with watch_dense() as asked:
+        model(torch.empty(2, shape[1], device="meta"))
+    trainable = sum(p.numel() for p in adapted.trainable().values())
+    return {
+        "mergeable": mergeable, "exact_lora_rank": rank, "needs_dense_base": bool(asked), "trainable": trainable
+    }  # fmt: skip
+
+
+def formula(method: Method) -> str | None:
+    """The trainable count of one layer as a polynomial in m (out) and n (in), at this method's configuration; None where
+    it is no such polynomial (factorised sizes)."""
+    terms = {"m n": lambda m, n: m * n, "m": lambda m, n: m, "n": lambda m, n: n, "": lambda m, n: 1}
+    shapes = [(768, 768), (1536, 768), (768, 2304), (1536, 1536), (3072, 768), (2304, 3072), (1920, 1152)]
+    try:
+        counts = [preview_count(method, m, n) for m, n in shapes]
+    except DeltawError:
+        return None
+    A = torch.tensor([[f(m, n) for f in terms.values()] for m, n in shapes], dtype=torch.float64)
+    y = torch.tensor(counts, dtype=torch.float64)
+    found = torch.linalg.lstsq(A[:4], y[:4, None]).solution.squeeze(1)
+    whole = found.round(decimals=6)
+    if float((A @ whole - y).abs().max()) > 0.01:
+        return None
+    parts = []
+    for c, word in zip(whole.tolist(), terms):
+        if c:
+            number = "" if c == 1 and word else f"{c:g}"
+            parts.append(f"{number} {word}".strip())
+    return " + ".join(parts).replace("+ -", "- ") or "0"
+
+
+def preview_count(method: Method, m: int, n: int) -> int:
+    """Trained numbers at one layer m x n, from the declarations."""
+    with torch.device("meta"):
+        model = _Sample(m, n)
+    return preview(model, Plan(method, targets=TARGETS[method.sites])).trainable
+
+
+def entry(cls: type[Method]) -> dict[str, Any]:
+    """Everything the catalogue says of one method."""
+    from .testing import is_opaque, status_of
+    from .testing.oracles import declared
+
+    method, oracles = cls(), declared(cls.key)
+    facts = facts_of(method)
+    return {
+        "key": cls.key,
+        "class": cls.__name__,
+        "axis": cls.axis,
+        "paper": cls.paper,
+        "status": status_of(oracles, is_opaque(cls)),
+        "mergeable": facts["mergeable"],
+        "exact_lora_rank": facts["exact_lora_rank"],
+        "needs_dense_base": facts["needs_dense_base"],
+        "identity_at_start": cls.start in ("identity", "rounding"),
+        "start": cls.start,
+        "sites": cls.sites,
+        "in_peft": "peft" in oracles,
+        "oracles": oracles,
+        "sample_shape": list(SAMPLE),
+        "trainable": facts["trainable"],
+        "formula": formula(method),
+        "fields": {k: v for k, v in to_config(method).items() if k != "key"},
+        "claims": list(cls.claims),  # type: ignore[attr-defined]
+        "summary": (cls.__doc__ or "").strip().splitlines()[0],
+    }
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """All methods, by key."""
+    return [entry(METHODS[key]) for key in METHODS]
+
+
+def markdown(rows: list[dict[str, Any]] | None = None) -> str:
+    """The README's table."""
+    yes = {True: "yes", False: ""}
+    lines = [
+        "| key | class | axis | paper | status | trained per layer | merges | exact LoRA rank | base as matrix | identity at start | in PEFT |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in catalogue() if rows is None else rows:
+        count = r["formula"] or f"{r['trainable']:,} at {r['sample_shape'][0]} x {r['sample_shape'][1]}"
+        cells = [
+            f"`{r['key']}`", f"`{r['class']}`", r["axis"], r["paper"], r["status"], count, yes[r["mergeable"]],
+            "" if r["exact_lora_rank"] is None else str(r["exact_lora_rank"]), yes[r["needs_dense_base"]],
+            yes[r["identity_at_start"]], yes[r["in_peft"]],
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+__all__ = ["SAMPLE", "catalogue", "entry", "facts_of", "formula", "markdown"]

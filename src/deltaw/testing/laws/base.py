@@ -1,0 +1,190 @@
+"""What a law is, and the bench it runs on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from ... import attach
+from ...attach import Adapted
+from ...ops import Affine, Map, Op
+from ...plan import Plan
+from ...spec import Method
+from ..tiny import WIDE, WIDTH, Lookup, One, Tiny, settle, values
+
+F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
+
+
+class LawBroken(AssertionError):
+    """A law does not hold; the message gives the numbers."""
+
+
+class NotApplicable(Exception):
+    """A law says nothing about this method; the message is the mathematical reason."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """`run(case)` returns a note (or None), raises LawBroken or NotApplicable."""
+
+    name: str
+    run: Callable[[Case], str | None]
+    dtypes: tuple[torch.dtype, ...]
+
+    @property
+    def doc(self) -> str:
+        return (self.run.__doc__ or "").strip()
+
+
+LAWS: dict[str, Law] = {}
+
+
+def law(*dtypes: torch.dtype) -> Callable[[Callable[[Case], str | None]], Callable[[Case], str | None]]:
+    """Register a law under its function's name, to be run in these dtypes (float64 by default)."""
+
+    def register(f: Callable[[Case], str | None]) -> Callable[[Case], str | None]:
+        LAWS[f.__name__] = Law(f.__name__, f, dtypes or (F64,))
+        return f
+
+    return register
+
+
+def must(holds: bool | Tensor, message: str) -> None:
+    if not holds:
+        raise LawBroken(message)
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value of b (or to 1e-30)."""
+    must(a.shape == b.shape, f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.numel() == 0:
+        return 0.0
+    a, b = a.detach().double(), b.detach().double()
+    off = float((a - b).abs().max())
+    return off / max(float(b.abs().max()), 1e-30) if off else off  # nan stays nan
+
+
+def close(what: str, a: Tensor, b: Tensor, tol: float) -> None:
+    off = gap(a, b)
+    must(off <= tol, f"{what}: relative difference {off:.2e} > {tol:.0e}")
+
+
+def same(what: str, a: Tensor, b: Tensor) -> None:
+    must(a.dtype == b.dtype and torch.equal(a, b), f"{what}: not bit for bit equal (relative difference {gap(a, b):.2e})")
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes."""
+    h = hashlib.sha256()
+    for name, t in sorted(tensors.items()):
+        h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        h.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method in one dtype: everything a law needs to build its experiment, always from the same numbers."""
+
+    method: Method
+    dtype: torch.dtype = F64
+
+    # ---- models and inputs
+
+    def tiny(self) -> Any:
+        return settle(Tiny(), self.dtype)
+
+    def one(self, m: int = WIDE, n: int = WIDTH, bias: bool = True) -> Any:
+        return settle(One(m, n, bias), self.dtype)
+
+    def lookup(self) -> Any:
+        return settle(Lookup(), self.dtype)
+
+    def x(self, *shape: int, name: str = "x") -> Tensor:
+        return values(*(shape or (3, 5, WIDTH)), name=name, dtype=self.dtype)
+
+    # ---- attaching
+
+    def plan(self, model: nn.Module, **kw: Any) -> Plan:
+        """The method on every site of the tiny model it has: all linears, all blocks, or whole modules."""
+        if self.method.sites == "stream":
+            kw.setdefault("targets", "all-blocks")
+        elif self.method.sites == "module":
+            kw.setdefault("targets", ["sq"] if isinstance(model, Tiny) else ["blocks.0"])
+        else:
+            kw.setdefault("targets", "all-linear" if not isinstance(model, Lookup) else ["blocks.0"])
+        return Plan(self.method, **kw)
+
+    def attach(self, model: nn.Module, name: str = "default", *, move: bool = True, **kw: Any) -> Adapted:
+        """Attach, and (move) push every trained tensor off its start by noise that depends on the adapter's name."""
+        adapted = attach(model, self.plan(model, **kw), name)
+        if move:
+            push(adapted)
+        return adapted
+
+    # ---- looking inside
+
+    def pairs(self, adapted: Adapted, x: Tensor) -> list[tuple[Any, Map, dict[str, Tensor]]]:
+        """(site, the map of the adapter there, its tensors) with the signals of a pass over x."""
+        out = []
+        for a, entry, signals in opened(adapted, x):
+            L = entry.layer(a.site.leaf(), signals)
+            p = entry.tensors(signals)
+            out.append((a.site, L, {k: getattr(p, k) for k in p.names()}))
+        return out
+
+    def affine(self, adapted: Adapted, x: Tensor) -> list[tuple[Any, Affine]]:
+        """(site, Affine) for every site, or NotApplicable where the method is no linear map."""
+        found = []
+        for site, L, _ in self.pairs(adapted, x):
+            if not isinstance(L, Affine):
+                raise NotApplicable(f"{type(L).__name__} is no linear map: {why_not(adapted, L)}")
+            found.append((site, L))
+        return found
+
+    @property
+    def tol(self) -> float:
+        return {F64: 1e-10, F32: 1e-5, BF16: 2e-2}[self.dtype]
+
+
+def why_not(adapted: Adapted, L: Map) -> str:
+    if any(e.signals for e in adapted.entries().values()):
+        return "it depends on a value computed from the whole input"
+    if next(iter(adapted.assignments)).site.kind == "module":
+        return "it replaces the parameters of a module and computes no product"
+    return "its output is a nonlinear function of its input"
+
+
+def opened(adapted: Adapted, x: Tensor) -> list[tuple[Any, Any, dict[str, Tensor]]]:
+    """(assignment, entry, signals) for every site of an adapter, with the signals that a pass over x produces."""
+    from ...session import session
+    from ...signals import PRODUCERS
+
+    entries, model = adapted.entries(), adapted.model
+    wanted = {s for e in entries.values() for s in e.signals.values()}
+    shared = session(model)
+    off, shared.off = shared.off, True
+    try:
+        signals = {s: PRODUCERS[s](model, (x,), {}) for s in wanted}
+    finally:
+        shared.off = off
+    return [(a, entries[a.site.name], signals) for a in adapted.assignments]
+
+
+def push(adapted: Adapted, size: float = 0.1) -> None:
+    with torch.no_grad():
+        for name, p in adapted.trainable().items():
+            p.add_(values(*p.shape, name=f"{adapted.name}/{name}", std=size).to(p.dtype))
+
+
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The base's own part of the state dict."""
+    return {k: v for k, v in model.state_dict().items() if "deltaw" not in k}
+
+
+def dense(op: Op) -> Tensor:
+    return op.dense().detach()

@@ -1,0 +1,166 @@
+"""Oracles: what a method computes according to others. One file per method; see `closed` and `peft` below.
+
+`oracles/KEY.py` may define
+  METHOD or METHODS                    instances small enough for layers of 24 x 16 and 16 x 16; laws run on them too
+  closed(method, W, b, p, x) -> y      the paper's formula in plain torch, sharing no code with the method
+  peft(method) -> (config, put)        the same in HF PEFT: put(layer, p) copies our tensors in and returns, per tensor
+                                       of ours, a function that gives its gradient in our layout
+A package of its own registers its methods' oracles with `declare(key, module)`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import attach
+from ...errors import SpecError, need
+from ...plan import Plan
+from ...spec import METHODS, Method
+from ..laws.base import Case, close, must, opened, push
+from ..tiny import settle, values
+
+SHAPES = ((24, 16, True), (16, 16, False))  # m, n, bias
+PEFT_TOLERANCE = 2e-6  # in float64: some of PEFT's layers pass through float32
+
+_declared: dict[str, Any] = {}
+
+
+def declare(key: str, oracle: ModuleType | Any) -> None:
+    """Supply the oracle of a method that lives in another package."""
+    _declared[key] = oracle
+
+
+def oracle(key: str) -> Any:
+    """The oracle module of a method, or None."""
+    if key not in _declared and key in {m.name for m in pkgutil.iter_modules(__path__)}:
+        _declared[key] = importlib.import_module(f"{__name__}.{key}")
+    return _declared.get(key)
+
+
+def declared(key: str) -> list[str]:
+    """Which of "closed" and "peft" there are for a method."""
+    found = oracle(key)
+    return [word for word in ("closed", "peft") if hasattr(found, word)]
+
+
+def instances(cls: type[Method]) -> list[Method]:
+    """The method at the oracle's small sizes; without any, its defaults with every size above 4 halved until it fits."""
+    found = oracle(cls.key)
+    many = getattr(found, "METHODS", None) or ([found.METHOD] if hasattr(found, "METHOD") else [])
+    return list(many) or [shrunk(cls())]
+
+
+def shrunk(method: Any) -> Any:
+    """Sizes (integer fields) halved down to 4 at most, also inside wrapped methods."""
+    change: dict[str, Any] = {}
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if isinstance(value, Method):
+            change[field.name] = shrunk(value)
+        elif isinstance(value, int) and not isinstance(value, bool) and value > 4 and "seed" not in field.name:
+            while value > 4:
+                value //= 2
+            change[field.name] = value
+    return dataclasses.replace(method, **change)
+
+
+def _weighed(y: Tensor) -> Tensor:
+    return (y * values(*y.shape, name="weighed", dtype=y.dtype)).sum()
+
+
+def compare_closed(method: Method) -> str:
+    """Output, gradient of the input and of every trained tensor against the closed form, in float64, at both shapes."""
+    closed = oracle(method.key).closed
+    case = Case(method)
+    for m, n, bias in SHAPES:
+        model, x = case.one(m, n, bias), case.x(3, 5, n).requires_grad_()
+        lin = model.blocks[0]
+        W, b = lin.weight.detach().clone(), None if lin.bias is None else lin.bias.detach().clone()
+        adapted = case.attach(model)
+        _, entry, signals = opened(adapted, x.detach())[0]
+        ours, pool = {k: entry.get(k) for k in entry.own}, adapted.pool()
+        ours |= {k: pool.get(key) for k, (key, _) in entry.shared.items()} if pool is not None else {}
+        p = {k: t.detach().clone().requires_grad_(t.requires_grad) for k, t in ours.items()}
+        p |= {k: signals[s] for k, s in entry.signals.items()}
+        y = model(x)
+        z = x.detach().clone().requires_grad_()
+        if method.sites == "stream":  # the map acts on what the block puts out; its base is the identity
+            h = nn.functional.linear(z, W, b)
+            want = closed(method, torch.eye(m, dtype=z.dtype), None, p, h)
+        else:
+            want = closed(method, W, b, p, z)
+        where = f"{m} x {n}"
+        close(f"{where} output", y, want, 1e-10)
+        _weighed(y).backward()
+        _weighed(want).backward()
+        if not signals:  # a signal is itself a function of the input, cut from the graph on our side only
+            assert x.grad is not None and z.grad is not None
+            close(f"{where} gradient of the input", x.grad, z.grad, 1e-9)
+        for name, t in ours.items():
+            if t.requires_grad:
+                got, exact = t.grad, p[name].grad
+                must(got is not None and exact is not None, f"{where}: {name} has no gradient in one of the two")
+                assert got is not None and exact is not None
+                close(f"{where} gradient of {name}", got, exact, 1e-9)
+    return "closed form"
+
+
+class Net(nn.Module):
+    """What both libraries adapt: one linear layer called `lin`."""
+
+    def __init__(self, m: int, n: int, bias: bool):
+        super().__init__()
+        self.lin = nn.Linear(n, m, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin(x)  # type: ignore[no-any-return]
+
+
+def compare_peft(method: Method) -> str:
+    """The same against HF PEFT with our tensors copied in."""
+    peft = need("peft", "peft")
+    case = Case(method)
+    for m, n, bias in SHAPES:
+        model = settle(Net(m, n, bias), torch.float64)
+        config, put = oracle(method.key).peft(method)
+        theirs = peft.get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False).double().eval()
+        adapted = attach(model, Plan(method, targets=["lin"]))
+        push(adapted)
+        _, entry, _ = opened(adapted, case.x(2, n))[0]
+        p = entry.tensors({})
+        ours = {k: getattr(p, k) for k in p.names()}
+        gradients = put(theirs.base_model.model.lin, {k: t.detach().clone() for k, t in ours.items()})
+        x = case.x(3, 5, n).requires_grad_()
+        z = x.detach().clone().requires_grad_()
+        y, want = model(x), theirs(z)
+        where = f"{m} x {n}"
+        close(f"{where} output", y, want, PEFT_TOLERANCE)
+        _weighed(y).backward()
+        _weighed(want).backward()
+        assert x.grad is not None and z.grad is not None
+        close(f"{where} gradient of the input", x.grad, z.grad, PEFT_TOLERANCE)
+        pool = adapted.pool()
+        for name in ours:
+            own = entry.get(name) if name in entry.own else pool.get(entry.shared[name][0])  # type: ignore[union-attr]
+            if own.requires_grad:
+                must(name in gradients, f"put() gives no gradient for {name}")
+                close(f"{where} gradient of {name}", own.grad, gradients[name](), PEFT_TOLERANCE)
+    return f"PEFT {peft.__version__}"
+
+
+COMPARE = {"closed": compare_closed, "peft": compare_peft}
+
+
+def check_keys() -> None:
+    """Every oracle file belongs to a method."""
+    for found in pkgutil.iter_modules(__path__):
+        if found.name not in METHODS:
+            raise SpecError(f"testing/oracles/{found.name}.py is an oracle for no method")

@@ -1,0 +1,131 @@
+"""Tiny models that the laws run on. All weights and inputs come from the counter-based generator: the same everywhere."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..ops import random as rng
+from ..sites import provide
+
+WIDTH = 16  # of every input and of every hidden state
+WIDE = 24  # the other size: sites are 24 x 16 and 16 x 16
+
+
+def values(*shape: int, name: str, std: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers that depend on the name only."""
+    return rng.normal(shape, rng.key("tiny", name), std).to(dtype)
+
+
+def settle(model: nn.Module, dtype: torch.dtype) -> Any:
+    """Overwrite every parameter by name, at a scale that keeps activations near 1, and switch to evaluation mode."""
+    model = model.to(dtype).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(values(*p.shape, name=name, std=p.shape[-1] ** -0.5 if p.dim() > 1 else 0.1, dtype=dtype))
+    return model
+
+
+class Output:
+    """A plain class: Dynamo cannot make a SimpleNamespace."""
+
+    def __init__(self, logits: Tensor, hidden_states: tuple[Tensor, ...]):
+        self.logits, self.hidden_states = logits, hidden_states
+
+
+def answer(y: Tensor, hidden: Tensor, kw: dict[str, Any]) -> Any:
+    """What a transformers model gives when asked for hidden states; otherwise the tensor itself."""
+    if not kw.get("output_hidden_states"):
+        return y
+    fitted = nn.functional.pad(hidden, (0, WIDTH - hidden.shape[-1]))  # cut or padded: always of the same size
+    return Output(y, (fitted,))
+
+
+class Block(nn.Module):
+    """x + tanh(sq x) + up(x) folded back to the width: both site shapes, smooth, every output used."""
+
+    def __init__(self, width: int = WIDTH, wide: int = WIDE):
+        super().__init__()
+        self.sq, self.up = nn.Linear(width, width), nn.Linear(width, wide, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, d = self.up(x), x.shape[-1]
+        return x + torch.tanh(self.sq(x)) * torch.tanh(u[..., :d]) + 0.5 * u[..., -d:]
+
+
+class Tiny(nn.Module):
+    """Two blocks; `recompute` turns gradient checkpointing on ("reentrant" or "plain")."""
+
+    def __init__(self, width: int = WIDTH, wide: int = WIDE):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(width, wide) for _ in range(2)])
+        self.config, self.recompute = SimpleNamespace(hidden_size=width), ""
+
+    def forward(self, x: Tensor, **kw: Any) -> Any:
+        for block in self.blocks:
+            if self.recompute:
+                x = checkpoint(block, x, use_reentrant=self.recompute == "reentrant")
+            else:
+                x = block(x)
+        return answer(x, x, kw)
+
+
+class One(nn.Module):
+    """A single linear layer `blocks.0`, m x n: the model's output is the site's output."""
+
+    def __init__(self, m: int = WIDE, n: int = WIDTH, bias: bool = True):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(n, m, bias=bias)])
+        self.config = SimpleNamespace(hidden_size=m)
+
+    def forward(self, x: Tensor, **kw: Any) -> Any:
+        return answer(self.blocks[0](x), x, kw)
+
+
+class Lookup(nn.Module):
+    """A single embedding `blocks.0`: n rows of size m, as a map m x n."""
+
+    def __init__(self, m: int = WIDE, n: int = WIDTH):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Embedding(n, m)])
+        self.config = SimpleNamespace(hidden_size=m)
+
+    def forward(self, ids: Tensor, **kw: Any) -> Any:
+        y = self.blocks[0](ids)
+        return answer(y, y, kw)
+
+
+class Codes(nn.Module):
+    """A foreign layer: rounded codes and a scale per row. Its kernel never shows a dense weight; `decode` does."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        w = linear.weight.detach()
+        scale = w.abs().amax(1, keepdim=True) / 127
+        self.register_buffer("codes", (w / scale).round().to(torch.int8))
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.bias = linear.bias
+        self.out_features, self.in_features = w.shape
+
+    def decode(self) -> Tensor:
+        return self.codes.to(self.scale.dtype) * self.scale  # type: ignore[operator,no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.codes.to(x.dtype)) * self.scale.squeeze(1).to(x.dtype)  # type: ignore[operator]
+        return y if self.bias is None else y + self.bias
+
+
+provide(lambda m: isinstance(m, Codes), lambda m: (m.out_features, m.in_features), Codes.decode)
+
+
+def coded(model: nn.Module) -> nn.Module:
+    """The model with every linear layer replaced by `Codes`."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            path, _, word = name.rpartition(".")
+            setattr(model.get_submodule(path), word, Codes(module))
+    return model
