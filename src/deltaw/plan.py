@@ -12,7 +12,7 @@ from torch import nn
 from .errors import SpecError, TargetError
 from .methods.init import INITS
 from .methods.update import UPDATES
-from .sites import Site, find
+from .sites import Site, find, leaf_site
 from .sites.find import ALL_LINEAR, Candidates, _pick, matches
 from .sites.module import ModuleSite
 from .spec import METHODS, Method, Param, change, from_config, to_config
@@ -156,7 +156,12 @@ class Plan:
                 out.append(Assignment(ModuleSite(name, where.modules[name]), METHODS["full"]()))
         for pattern, ids in self.token_rows.items():
             for site in find(model, [pattern]):
-                out.append(Assignment(site, METHODS["trainable_tokens"](ids=tuple(ids))))  # type: ignore[call-arg]
+                method = METHODS["trainable_tokens"](ids=tuple(ids))  # type: ignore[call-arg]
+                out.append(Assignment(site, method))
+                if self.tie:  # a tied head sees the same new rows
+                    found = [leaf_site(n, m) for n, m in where.modules.items() if m is not site.module]
+                    ends = [s for s in found if s is not None and s.parameter() is site.parameter()]
+                    out += [Assignment(s, method, site.name, s.shape != site.shape) for s in ends]
         return out
 
 

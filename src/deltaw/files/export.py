@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import SpecError
 from ..sites import is_ours
-from .adapter import CARD, EXACT, TENSORS
 from .disk import Writer, commit, json_writer, raw, tensors_writer
 from .foreign import formats
+from .save import CARD, EXACT, TENSORS
 
 if TYPE_CHECKING:
     from ..convert import Converted

@@ -1,14 +1,11 @@
-"""PEFT's LOHA and LOKR."""
+"""What PEFT's LOHA and LOKR have in common."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import nn
 
 from ...plan import Assignment
-from ...spec import Method
-from .dialect import LINEAR, Dialect, P, dialect, new, plain
+from .dialect import LINEAR, Dialect
 
 PATTERNS = {"r": "rank_pattern", "alpha": "alpha_pattern"}
 TRAINING_ONLY = frozenset({"init_weights", "rank_dropout", "module_dropout", "rank_dropout_scale"})
@@ -24,47 +21,3 @@ class Lycoris(Dialect):
         if a.site.kind == "conv" and not isinstance(a.site.module, (nn.Conv1d, nn.Conv2d)):
             return f"PEFT's {self.type} does not adapt a {type(a.site.module).__name__}"
         return super().refusal(a)
-
-
-@dialect
-class Loha(Lycoris):
-    type = "LOHA"
-    methods = ("loha",)
-    names = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}
-    handled = frozenset({"r", "alpha"})
-
-    def fields(self, method: Any, p: P) -> dict[str, Any]:
-        return {"r": method.r, "alpha": plain(method.alpha)}
-
-    def method(self, f: dict[str, Any]) -> Method:
-        return new("loha", r=f.get("r", 8), alpha=f.get("alpha", 8))
-
-
-@dialect
-class Lokr(Lycoris):
-    type = "LOKR"
-    methods = ("lokr",)
-    names = {
-        "C": "lokr_w1",
-        "C_b": "lokr_w1_a",
-        "C_a": "lokr_w1_b",
-        "D": "lokr_w2",
-        "D_b": "lokr_w2_a",
-        "D_a": "lokr_w2_b",
-    }
-    handled = frozenset({"r", "alpha", "decompose_both", "decompose_factor"})
-
-    def fields(self, method: Any, p: P) -> dict[str, Any]:
-        return {"r": method.r, "alpha": plain(method.alpha), "decompose_both": method.decompose_both,
-                "decompose_factor": method.decompose_factor}  # fmt: skip
-
-    def method(self, f: dict[str, Any]) -> Method:
-        return new("lokr", r=f.get("r", 8), alpha=f.get("alpha", 8), decompose_both=f.get("decompose_both", False),
-                   decompose_factor=f.get("decompose_factor", -1))  # fmt: skip
-
-    def pack(self, a: Assignment, p: P) -> P:
-        out = super().pack(a, p)
-        if a.site.kind == "conv" and "D" in p:  # the full second factor keeps the kernel's axes
-            kernel = a.site.module.weight.shape[2:]  # type: ignore[union-attr,index]
-            out["lokr_w2"] = p["D"].reshape(p["D"].shape[0], -1, *kernel)
-        return out

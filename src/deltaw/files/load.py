@@ -1,4 +1,4 @@
-"""An adapter on disk: tensors in safetensors, everything else in deltaw.json; strict in both directions."""
+"""Reading an adapter, ours or PEFT's: strict, and the model is left as it was on any error."""
 
 from __future__ import annotations
 
@@ -7,26 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
-from ..entry import make
 from ..errors import DeltawError, StateMismatch, TargetError, nearest
 from ..ops import random as rng
 from ..plan import Plan
 from ..session import ATTRIBUTE
-from ..spec import Param, Start, to_config
-from .disk import Writer, commit, file_hash, json_writer, read_json, read_tensors, tensor_hash, tensors_writer
+from .disk import file_hash, read_json, read_tensors, tensor_hash
 from .fingerprint import check, fingerprint
-from .foreign import formats, Inexpressible
+from .foreign import formats
+from .save import CARD, EXACT, FIELDS, SCHEMA, TENSORS, regenerate, rows
 
 if TYPE_CHECKING:
     from ..attach import Adapted
-
-SCHEMA = 1
-TENSORS, CARD, EXACT = "adapter_model.safetensors", "deltaw.json", "deltaw.safetensors"
-FIELDS = {"format", "schema", "plan", "sites", "layout", "files", "seeded", "generator", "base", "versions", "peft"}
 
 
 @dataclass
@@ -51,110 +45,6 @@ class Saved:
     @property
     def unknown(self) -> list[str]:
         return sorted(set(self.card or {}) - FIELDS)
-
-
-# ---- writing
-
-
-def save_adapter(adapted: Adapted, directory: Any, peft: bool = True, seeds: bool = True) -> Path:
-    """Write an adapter: adapter_model.safetensors, deltaw.json and, where PEFT has the method, adapter_config.json.
-
-    With a PEFT configuration the tensors have PEFT's names and the directory is a valid PEFT adapter; what PEFT's form
-    cannot hold to the last bit (the constant of a shifted start) is kept exactly in deltaw.safetensors besides.
-    Otherwise the names are "SITE.TENSOR" and deltaw.json says why PEFT cannot read it. Frozen tensors drawn from a seed
-    are stored as a checksum (seeds=False stores them). Atomic; saving twice gives the same bytes.
-    """
-    state = {k: v.detach() for k, v in adapted.state().items()}
-    kept: dict[str, Any] = adapted.__dict__.get("kept", {})
-    config, packed, exact, reason = None, state, dict[str, Tensor](), "not asked for"
-    if peft:
-        try:
-            config, packed = formats()["peft"].write(adapted, state)
-            back = formats()["peft"].native(adapted, packed)
-            exact = {k: v for k, v in state.items() if k not in back or not same(back[k], v)}
-        except Inexpressible as error:
-            reason = str(error)
-    seeded: dict[str, Any] = {}
-    if config is None and seeds:
-        for name, fresh in regenerate(adapted).items():
-            if same(fresh, state[name]):
-                seeded[name] = {"sha256": tensor_hash(fresh)}
-        packed = {k: v for k, v in state.items() if k not in seeded}
-    elif seeds:
-        exact = {k: v for k, v in exact.items() if k not in seeded}
-    files: dict[str, Writer] = {TENSORS: tensors_writer(packed)}
-    if exact:
-        files[EXACT] = tensors_writer(exact)
-    if config is not None:
-        files[formats()["peft"].config_name] = json_writer(config)
-    card = {
-        **kept.get("card", {}),
-        "format": "deltaw",
-        "schema": SCHEMA,
-        "plan": adapted.plan.to_dict(),
-        "sites": _sites(adapted),
-        "layout": "native" if config is None else "peft",
-        "peft": {"written": config is not None, **({"reason": reason} if config is None else {})},
-        "seeded": seeded,
-        "generator": rng.VERSION,
-        "base": adapted.fingerprint(),
-        "versions": _versions(),
-    }
-
-    def write_card(path: Path) -> None:  # last, when the bytes of the others are known
-        hashes = {name: file_hash(path.parent / name) for name in (TENSORS, EXACT) if name in files}
-        json_writer({**card, "files": hashes})(path)
-
-    stale = [EXACT, CARD, *(f.config_name for f in formats().values())]
-    return commit(directory, {**files, CARD: write_card}, stale)
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Equal to the last bit."""
-    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a.to(b.device), b))
-
-
-def _versions() -> dict[str, str]:
-    from .. import __version__
-
-    return {"deltaw": __version__, "torch": torch.__version__, "safetensors": safetensors.__version__}
-
-
-def _sites(adapted: Adapted) -> list[dict[str, Any]]:
-    """The resolved sites; the method only where it is not the plan's."""
-    out = []
-    for a in adapted.assignments:
-        row: dict[str, Any] = {"name": a.site.name, "kind": a.site.kind, "shape": list(a.site.shape)}
-        if a.method != adapted.plan.method:
-            row["method"] = to_config(a.method)
-        if a.shares is not None:
-            row |= {"shares": a.shares, "flip": a.flip}
-        out.append(row)
-    return out
-
-
-def regenerate(adapted: Adapted) -> dict[str, Tensor]:
-    """The frozen tensors that follow from a seed, drawn again."""
-    out: dict[str, Tensor] = {}
-    entries, pool = adapted.entries(), adapted.pool()
-    for a in adapted.assignments:
-        if a.shares is not None:
-            continue
-        entry = entries[a.site.name]
-        for name, p in a.method.declare(a.site).items():
-            if not isinstance(p, Param) or p.train or p.seed is None:
-                continue
-            W = a.site.leaf().op
-            if p.scope == "site":
-                start = Start(a.site.name, a.site.kind, W, adapted.plan.seed, a.method)
-                out[f"{a.site.name}.{name}"] = make(p, p.shape, start, name, False)
-            elif (key := entry.shared[name][0]) not in out and pool is not None:
-                start = Start(p.scope, "shared", W, adapted.plan.seed, a.method)
-                out[key] = make(p, tuple(pool.get(key).shape), start, key, False)
-    return out
-
-
-# ---- reading
 
 
 def read(directory: Any) -> Saved:
@@ -256,11 +146,11 @@ def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool
 
 def _compare_sites(saved: Saved, adapted: Adapted) -> None:
     assert saved.card is not None
-    where, rows = saved.path / CARD, saved.card.get("sites")
-    if not isinstance(rows, list) or not all(isinstance(r, dict) and isinstance(r.get("name"), str) for r in rows):
+    where, listed = saved.path / CARD, saved.card.get("sites")
+    if not isinstance(listed, list) or not all(isinstance(r, dict) and isinstance(r.get("name"), str) for r in listed):
         raise StateMismatch(f"{where}: 'sites' must be a list of objects with a name each")
-    here = {r["name"]: r for r in _sites(adapted)}
-    there = {r["name"]: r for r in rows}
+    here = {r["name"]: r for r in rows(adapted)}
+    there = {r["name"]: r for r in listed}
     for name in there:
         if name not in here:
             raise TargetError(f"{where}: site '{name}' is not in this model{nearest(name, here)}")
