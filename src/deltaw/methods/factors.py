@@ -12,8 +12,7 @@ up = by_kind(zeros, embedding=normal(1.0))
 
 def pair(m: int, n: int, r: int) -> Declared:
     """LoRA's two factors: A (r, n) and B (m, r), started as `down` and `up`."""
-    if r < 1:
-        raise SpecError(f"a rank must be at least 1; found {r}")
+    positive(r=r)
     return {"A": Param((r, n), down), "B": Param((m, r), up)}
 
 

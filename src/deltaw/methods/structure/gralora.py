@@ -22,7 +22,7 @@ class Shuffle(Op):
     def __call__(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self.k, self.k, self.q).transpose(-3, -2).flatten(-3)
 
-    rmv = __call__
+    rmv = __call__  # type: ignore[assignment]
 
 
 @method(paper="arXiv:2505.20355", claims=("outlier channels of one block leave the other blocks' gradients alone",))

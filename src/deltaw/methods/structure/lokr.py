@@ -52,7 +52,7 @@ class LoKr(Method):
         return out
 
     def declare(self, site: Any) -> Declared:
-        return self.params(*site.shape, window=site.window)
+        return self.params(*site.shape, site.window)  # type: ignore[call-arg]
 
     def weight(self, W: Op, p: Tensors) -> Op:
         C = p.C if "C" in p.names() else chain(p.C_b, p.C_a)

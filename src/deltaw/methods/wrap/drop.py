@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any
 
 from torch import Tensor, dropout
 
 from ...errors import SpecError
 from ...ops import Op, delta
+from ...sites import Site
 from ...spec import METHODS, Declared, Method, Tensors, method
 
 
@@ -35,10 +35,9 @@ class Dropped(Op):
 
 @method(paper="(dropout, as LoRA and HF PEFT apply it)")
 class Drop(Method):
-    """y = W x + b + D dropout(x) in training, y = W x + b + D x in evaluation; D is the delta of `inner`.
+    """y = W x + b + D dropout(x) in training, y = W x + b + D x in evaluation and exports; D is the delta of `inner`.
 
-    Each entry of x is zeroed with probability p, the others divided by 1 - p; tensors and start are inner's (as PEFT's
-    lora_dropout). Merging and export evaluate. Trap: PEFT's DoRA with dropout is Drop(DoRA()), where W sees it too.
+    No tensors of its own. Trap: PEFT's DoRA with dropout is Drop(DoRA()), not DoRA(Drop()): W sees dropout(x) too.
 
     >>> from deltaw.methods import Drop, LoRA
     >>> sorted(Drop(LoRA(r=4), p=0.1).params(10, 6))
@@ -51,7 +50,7 @@ class Drop(Method):
     def params(self, m: int, n: int) -> Declared:
         return self.inner.params(m, n)
 
-    def declare(self, site: Any) -> Declared:
+    def declare(self, site: Site) -> Declared:
         if not 0.0 <= self.p < 1.0 or site.kind == "expert":  # experts are rebuilt as weights and never see their input
             raise SpecError(f"{site.name}: p = {self.p} of [0, 1) cannot be dropped from the input of this {site.kind}")
         return self.inner.declare(site)
