@@ -365,6 +365,13 @@ def test_dora_norm_by_expansion_is_the_dense_norm_and_a_constant_of_the_backward
         assert all(torch.allclose(a, e, atol=1e-9) for a, e in zip(got, expected, strict=True)) == detached
 
 
+def test_wrappers_ask_the_inner_method_about_the_site():
+    for method in (LoKr(r=1), DoRA(LoKr(r=1)), Drop(LoKr(r=1)), DoRA(Drop(LoKr(r=1)))):
+        adapted = attach(Net(nn.Conv2d(8, 12, 3)), Plan(method, targets=["lin"]))
+        p = adapted.entries()["lin"].tensors({})
+        assert p.C.shape == (3, 2) and p.D_a.shape == (1, 4 * 9)  # the split of the channels, the kernel in D
+
+
 # ---- Drop
 
 

@@ -54,4 +54,5 @@ def normal(shape: tuple[int, ...], seed: int, std: float = 1.0) -> Tensor:
 
 def choose(count: int, total: int, seed: int) -> Tensor:
     """`count` different integers below `total`, sorted (int64)."""
-    return torch.sort(torch.argsort(bits(total, seed), stable=True)[:count]).values
+    # the smallest words win; they all differ (the finaliser is a bijection), so no tie has to be broken
+    return torch.sort(torch.topk(bits(total, seed), count, largest=False, sorted=False).indices).values

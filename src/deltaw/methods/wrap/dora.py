@@ -7,6 +7,7 @@ from dataclasses import field
 from torch import Tensor
 
 from ...ops import Op, chain, row_norm
+from ...sites import Site
 from ...spec import METHODS, Declared, Method, Param, Start, Tensors, last, method
 
 
@@ -28,10 +29,16 @@ class DoRA(Method):
     inner: Method = field(default_factory=lambda: METHODS["lora"]())
 
     def params(self, m: int, n: int) -> Declared:
+        return self._and_norms(self.inner.params(m, n), m)
+
+    def declare(self, site: Site) -> Declared:
+        return self._and_norms(self.inner.declare(site), site.shape[0])
+
+    def _and_norms(self, inner: Declared, m: int) -> Declared:
         def norms(start: Start, _: tuple[int, ...]) -> Tensor:
             return row_norm(self.inner.weight(start.W, start.p))
 
-        return {**self.inner.params(m, n), "g": Param((m,), last(norms))}
+        return {**inner, "g": Param((m,), last(norms))}
 
     def weight(self, W: Op, p: Tensors) -> Op:
         V = self.inner.weight(W, p)
