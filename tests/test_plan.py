@@ -165,3 +165,9 @@ def test_nothing_is_attached_when_a_plan_fails_halfway():
         deltaw.attach(model, deltaw.Plan("lora", token_rows={"embed": [99]}))
     assert list(model.state_dict()) == keys and "_deltaw" not in model.__dict__
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_tensor_of_the_whole_model_cannot_have_two_seeds():
+    plan = deltaw.Plan(deltaw.methods.VeRA(r=2), overrides={"q_proj": {"seed": 1}})
+    with pytest.raises(SpecError, match="shared by all sites"):
+        deltaw.attach(Net(1), plan)

@@ -58,7 +58,10 @@ class Adapted:
 
     def optimizer(self, lr: float, **kw: Any) -> torch.optim.Optimizer:
         """The plan's update rule over the trained tensors, keyed by name."""
-        return self.plan.update.optimizer(self.trainable(), lr, **kw)  # type: ignore[no-any-return]
+        tables = {a.site.name for a in self.assignments if a.site.kind == "embedding"}
+        trained = self.trainable()
+        lookups = frozenset(k for k in trained if k.rpartition(".")[0] in tables)
+        return self.plan.update.optimizer(trained, lr, lookups=lookups, **kw)  # type: ignore[no-any-return]
 
     # ---- what it is and what becomes of it
 
@@ -168,9 +171,13 @@ def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list
             if isinstance(p, Param) and p.scope != "site":
                 key = f"{p.scope}.{word}"
                 entry.shared[word] = (key, p.shape)
-                _, size, _ = wanted.setdefault(
+                first, size, _ = wanted.setdefault(
                     key, (p, list(p.shape), Start(p.scope, "shared", W, plan.seed, a.method))
                 )
+                if (first.seed, first.train) != (p.seed, p.train):
+                    raise SpecError(
+                        f"'{word}' is shared by all sites, so overrides cannot give it another start at {a.site.name}"
+                    )
                 size[:] = [max(x, y) for x, y in zip(size, p.shape, strict=True)]
         entries.append(entry)
         made[a.site.name] = entry
