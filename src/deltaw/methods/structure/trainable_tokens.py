@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from ...ops import Chain, Dense, Op
+from ...ops import Op, chain
 from ...spec import Declared, Method, Param, Start, Tensors, method
 
 
 class Pick(Op):
     """Rows i (k,) of the n x n identity: the entries i of x."""
 
-    like = property(lambda self: self._like)
+    like = property(lambda self: self.kept)
 
     def __init__(self, i: Tensor, n: int, like: Tensor):
-        self.i, self._like, self.shape = i, like, (i.shape[0], n)
+        self.i, self.kept, self.shape = i, like, (i.shape[0], n)
 
     def __call__(self, x: Tensor) -> Tensor:
         return x[..., self.i]
@@ -25,22 +25,13 @@ class Pick(Op):
         return y.new_zeros(*y.shape[:-1], self.shape[1]).index_copy(-1, self.i, y)
 
     def dense(self) -> Tensor:
-        return self.like.new_zeros(self.shape).scatter(1, self.i[:, None], 1.0)
+        return self.kept.new_zeros(self.shape).scatter(1, self.i[:, None], 1.0)
+
+    def cols(self, ids: Tensor) -> Tensor:
+        return (ids.unsqueeze(-1) == self.i).to(self.kept.dtype)
 
 
-class Columns(Chain):
-    """Columns v (k, m) at sorted positions i (k,) of an m x n zero matrix; a lookup gathers instead of multiplying."""
-
-    def __init__(self, i: Tensor, v: Tensor, n: int):
-        super().__init__([Dense(v.mT), Pick(i, n, v)])
-        self.i, self.v = i, v
-
-    def cols(self, i: Tensor) -> Tensor:
-        at = torch.searchsorted(self.i, i).clamp_max(len(self.i) - 1)
-        return self.v[at] * (self.i[at] == i).unsqueeze(-1)
-
-
-@method(paper="(HF PEFT, TrainableTokens)", start="rounding")
+@method(paper="(HF PEFT, TrainableTokens)")
 class TrainableTokens(Method):
     """E' = E with the rows of the given token ids trained: as an operator (d, V), W' = W + columns (v - W[:, ids]).
 
@@ -62,12 +53,8 @@ class TrainableTokens(Method):
         def rows(start: Start, _: tuple[int, ...]) -> Tensor:
             return start.W.cols(where.to(start.W.like.device)).detach()
 
-        k = len(self.ids)
-        return {
-            "v": Param((k, m), rows),
-            "v0": Param((k, m), rows, train=False),
-            "i": Param((k,), lambda *_: where, train=False, dtype=torch.int64),
-        }
+        i = Param((len(where),), lambda *_: where, train=False, dtype=torch.int64)
+        return {"v": Param((len(where), m), rows), "v0": Param((len(where), m), rows, train=False), "i": i}
 
     def weight(self, W: Op, p: Tensors) -> Op:
-        return W + Columns(p.i, p.v - p.v0, W.shape[1])
+        return W + chain((p.v - p.v0).mT, Pick(p.i, W.shape[1], p.v))

@@ -1,7 +1,7 @@
 """Update rules: how trained tensors move. One file each; the key is the file name.
 
-A rule is a frozen dataclass with `optimizer(named, lr, **kw) -> torch.optim.Optimizer`. Parameters are given to torch
-by name, so that the optimiser's state is keyed by name.
+A rule is a frozen dataclass with `optimizer(named, lr, lookups=(), **kw) -> torch.optim.Optimizer`. Parameters are given
+to torch by name, so that the optimiser's state is keyed by name; `lookups` are the names that belong to embeddings.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -19,5 +20,7 @@ class AdamW:
 
     weight_decay: float = 0.0
 
-    def optimizer(self, named: dict[str, nn.Parameter], lr: float, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: dict[str, nn.Parameter], lr: float, lookups: Collection[str] = (), **kw: Any
+    ) -> torch.optim.Optimizer:
         return torch.optim.AdamW(list(named.items()), lr=lr, **{"weight_decay": self.weight_decay, **kw})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from . import update
 
 @update(paper="arXiv:2402.12354")
 class LoraPlus:
-    """AdamW with rate lr for A (and other matrices), ratio · lr for B and every vector, embedding_lr for embeddings.
+    """AdamW with rate lr for A (and other matrices), ratio · lr for B and every vector, embedding_lr at embeddings.
 
-    With width n -> infinity and Adam, efficient learning needs rates of order 1/n for A and 1 for B. Vectors keep no
+    With width n -> infinity and Adam, efficient learning needs rates of order 1/n for A and 1 for B. Biases get no
     weight decay. ratio = 1 is plain AdamW (embeddings apart). Source: Hayou et al. 2024; groups as in HF PEFT.
     Trap: where A is the factor that starts at zero the roles have to be swapped; embeddings have their own rate.
     """
@@ -23,15 +24,17 @@ class LoraPlus:
     embedding_lr: float = 1e-6
     weight_decay: float = 0.0
 
-    def optimizer(self, named: dict[str, nn.Parameter], lr: float, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: dict[str, nn.Parameter], lr: float, lookups: Collection[str] = (), **kw: Any
+    ) -> torch.optim.Optimizer:
         decay = kw.pop("weight_decay", self.weight_decay)
         groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
         for name, p in named.items():
             tensor = name.rsplit(".", 1)[-1]
-            if tensor.startswith("B") or p.dim() == 1:
-                key = (lr * self.ratio, 0.0 if p.dim() == 1 else decay)
-            elif "embed" in name.lower():
+            if name in lookups:
                 key = (self.embedding_lr, decay)
+            elif tensor.startswith("B") or p.dim() == 1:
+                key = (lr * self.ratio, 0.0 if tensor == "bias" else decay)
             else:
                 key = (lr, decay)
             groups.setdefault(key, []).append((name, p))

@@ -30,7 +30,7 @@ def learns_with_its_whole_rank(case: Case) -> str:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     must(losses[-1] < 0.999 * losses[0], f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f}")
     fall = f"loss {losses[0]:.3f} to {losses[-1]:.3f}"
     try:
