@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,11 @@ def test_yaml_traps(tmp_path):
     with pytest.raises(SpecError, match="not a section"):
         Recipe.of({"out": "x"}, ["out.lr=1"])
     assert "train.packing" in set(keys())
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_recipes_that_are_shipped_are_valid(file):
+    assert Recipe.of(file, ["train.lr=1e-4", "plan.method.r=4"] if "dora" not in file.stem else ["plan.update.ratio=8"])
 
 
 # ---- rows

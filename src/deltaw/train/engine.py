@@ -21,7 +21,7 @@ from ..errors import StateMismatch
 from . import checkpoint
 from .batches import Collate, Order, Rows
 from .encode import Encoded
-from .host import rss
+from .host import has_accelerator, rss
 from .loss import label_loss
 from .progress import Progress
 from .recipe import TrainPart
@@ -29,7 +29,6 @@ from .sentinel import Sentinel, describe
 
 
 def arguments(t: TrainPart, out: Path, evaluate: bool) -> TrainingArguments:
-    cuda = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(out),
         per_device_train_batch_size=t.batch_size,
@@ -52,7 +51,8 @@ def arguments(t: TrainPart, out: Path, evaluate: bool) -> TrainingArguments:
         report_to=t.report_to or "none",
         remove_unused_columns=False,
         disable_tqdm=True,
-        dataloader_pin_memory=cuda,
+        dataloader_pin_memory=has_accelerator(),
+        use_cpu=not has_accelerator(),
         push_to_hub=False,
     )
 

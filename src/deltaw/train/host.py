@@ -7,6 +7,8 @@ import os
 import platform
 import sys
 
+import torch
+
 # mallopt(3): parameter numbers from <malloc.h>. With the defaults every step maps and unmaps its large buffers and pays
 # millions of page faults; kept inside the heap, a fused LoRA step ran 1.5-1.8x faster for 0.2-0.6 GB more memory.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -23,6 +25,11 @@ def tune_allocator() -> str:
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
     refused = [str(number) for number, value in SETTINGS if mallopt(number, value) != 1]
     return f"not tuned: mallopt refused parameter {', '.join(refused)}" if refused else "tuned"
+
+
+def has_accelerator() -> bool:
+    """A GPU or the like. Without one accelerate has to be told so, or it ignores the processes torchrun starts."""
+    return torch.accelerator.is_available()
 
 
 def peak_rss() -> int:

@@ -121,14 +121,15 @@ class Recipe(Section):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """The resolved recipe as YAML: running it again is this run."""
-        text = yaml.safe_dump(_plain(self.model_dump()), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(plain(self.model_dump()), sort_keys=False, allow_unicode=True)
         Path(path).write_text(text, encoding="utf-8")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Without tuples and with text as keys, as YAML and JSON give it back."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 class Loader(yaml.SafeLoader):  # type: ignore[misc,name-defined]

@@ -25,7 +25,7 @@ from .encode import Encoded, encode, pack, set_template
 from .engine import Engine
 from .generation import pad_id
 from .progress import Progress, choose
-from .recipe import Recipe
+from .recipe import Recipe, plain
 
 OURS = ("recipe.yaml", "metrics.jsonl", "run.json", "curves.svg", "adapter")
 
@@ -69,7 +69,7 @@ def run(
         if main:
             show.note(text, warning)
 
-    world = need("accelerate", extra="train").PartialState()
+    world = need("accelerate", extra="train").PartialState(cpu=not host.has_accelerator())
     main: bool = world.is_main_process
     allocator = host.tune_allocator() if r.train.tune_allocator else "left alone"
     note(f"memory allocator {allocator}" + (" (train.tune_allocator=false leaves it alone)" if allocator == "tuned" else ""))
@@ -89,7 +89,7 @@ def run(
         adapted = attach(model, r.the_plan())
     else:
         adapted = load(model, start / checkpoint.ADAPTER)
-        if adapted.plan != r.the_plan():
+        if plain(adapted.plan.to_dict()) != plain(r.plan):
             adapted.detach()
             raise StateMismatch(f"resume: the plan of {start} is not the recipe's plan")
         note(f"resuming from {start}")
