@@ -48,7 +48,13 @@ def llama(tied=False):
 def bert():
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_labels=3
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=3,
+        initializer_range=0.2,
     )
     return transformers.BertForSequenceClassification(config).eval()
 
@@ -106,7 +112,7 @@ OURS = [
     ("llama", LoHa(r=3), {"overrides": {"q_proj": {"r": 2, "alpha": 3.0}}}),
     ("llama", LoKr(r=2), {"overrides": {"q_proj": {"r": 3}}}),
     ("llama", LoKr(r=1, decompose_both=True, decompose_factor=4), {}),
-    ("llama", HiRA(r=3), {"overrides": {"q_proj": {"r": 2}}}),
+    ("llama", HiRA(r=3), {}),
     ("llama", HiRA(r=3), {"targets": ["embed_tokens", "q_proj"]}),
     ("llama", GraLoRA(r=4), {}),
     ("llama", GraLoRA(r=4, k=4, hybrid_r=2), {}),
@@ -133,7 +139,8 @@ OURS = [
     ("conv", DoRA(LoRA(r=4)), {"targets": LAYERS}),
     ("conv", LoRA(r=3), {"targets": LAYERS, "init": "pissa", "overrides": {"conv": {"r": 2}}}),
     ("conv", LoHa(r=3), {"targets": LAYERS}),
-    ("conv", LoKr(r=2), {"targets": LAYERS}),
+    ("conv", LoKr(r=1), {"targets": LAYERS}),
+    ("conv", LoKr(r=8), {"targets": ["conv", "deep"]}),
     ("conv", HiRA(r=3), {"targets": LAYERS}),
     ("conv", HRA(r=4), {"targets": ["conv", "deep"]}),
     ("conv", IA3(), {"targets": ["conv", "deep"]}),
@@ -219,7 +226,7 @@ THEIRS = [
     ("conv", C("LoraConfig", target_modules=LAYERS, use_dora=True, r=4)),
     ("conv", C("LoHaConfig", target_modules=LAYERS, r=2)),
     ("conv", C("LoKrConfig", target_modules=LAYERS, r=1)),
-    ("conv", C("LoKrConfig", target_modules=LAYERS, r=8)),
+    ("conv", C("LoKrConfig", target_modules=["conv", "deep"], r=8)),
     ("conv", C("HiraConfig", target_modules=LAYERS, r=2)),
     ("conv", C("HRAConfig", target_modules=["conv", "deep"], r=2)),
     ("conv", C("IA3Config", target_modules=["conv", "deep"], feedforward_modules=["deep"])),
@@ -246,6 +253,34 @@ def test_theirs_in_deltaw(which, config, tmp_path):
     assert (out(judge) - want).abs().max() <= 1e-5
     config = json.load(open(tmp_path / "b" / "adapter_config.json"))
     assert config["task_type"] == json.load(open(tmp_path / "a" / "adapter_config.json"))["task_type"]
+
+
+@pytest.mark.parametrize(
+    "which, method, plan, words",
+    [("conv", LoKr(r=8), {"targets": ["line"]}, "Kronecker"), ("llama", HiRA(r=3), {"overrides": {"q_proj": {"r": 2}}}, "one value of r"),
+     ("llama", DoRA(VeRA(r=2)), {}, "DoRA over"), ("gpt2", LoHa(r=2), {}, "conv1d_hf"), ("llama", Drop(RoAd(group_size=8)), {}, "dropout"),
+     ("llama", LoRA(r=2), {"overrides": {"q_proj": LoHa(r=2)}}, "one method"), ("tied", LoHa(r=2), {"targets": ["embed_tokens"]}, "embedding")],
+)  # fmt: skip
+def test_what_peft_cannot_hold_is_native_with_the_reason(which, method, plan, words, tmp_path):
+    model = MODELS[which]()
+    try:
+        adapted = deltaw.attach(model, Plan(method, **plan))
+    except DeltawError:
+        pytest.skip("refused before it could be saved")
+    shake(adapted.trainable().values())
+    adapted.save(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    assert words in json.load(open(tmp_path / "deltaw.json"))["peft"]["reason"]
+    again = MODELS[which]()
+    deltaw.load(again, tmp_path)
+    assert torch.equal(out(again), out(model))
+
+
+def test_theirs_that_differ_are_refused(tmp_path):
+    theirs = peft.get_peft_model(conv(), peft.LoKrConfig(target_modules=["line"], r=8))
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(StateMismatch, match="Kronecker"):
+        deltaw.load(conv(), tmp_path)
 
 
 def test_what_peft_lacks_is_native_only(tmp_path):
@@ -395,10 +430,16 @@ def test_other_methods_fields(kind, fields, word, tmp_path):
 
 def test_unknown_fields_that_are_off_are_kept(saved, tmp_path):
     with pytest.warns(UserWarning, match="use_more"):
-        adapted = deltaw.load(llama(), saved(use_more=False, base_model_name_or_path="some/base", task_type="CAUSAL_LM"))
+        adapted = deltaw.load(
+            llama(), saved(use_more=False, base_model_name_or_path="some/base", task_type="CAUSAL_LM")
+        )
     adapted.save(tmp_path / "b")
     config = json.load(open(tmp_path / "b" / "adapter_config.json"))
-    assert (config["use_more"], config["base_model_name_or_path"], config["task_type"]) == (False, "some/base", "CAUSAL_LM")
+    assert (config["use_more"], config["base_model_name_or_path"], config["task_type"]) == (
+        False,
+        "some/base",
+        "CAUSAL_LM",
+    )
 
 
 def test_unknown_peft_type(saved):

@@ -102,11 +102,14 @@ def _targets(config: dict[str, Any]) -> Any:
 
 
 def _to_save(config: dict[str, Any], names: list[str]) -> tuple[str, ...]:
-    """modules_to_save; of the heads that PEFT adds by itself for a task, one is enough."""
+    """modules_to_save; of the heads that PEFT adds by itself for a task, one is enough. PEFT looks at the end of a name
+    without regard to dots, so that "norm" is also "input_layernorm": then the names are spelled out."""
     given = list(config.get("modules_to_save") or [])
     auto = HEADS.get(config.get("task_type") or "", set()) & set(given)
     there = {g for g in auto if rules.reached(names, [g])}
-    return tuple(g for g in given if g not in auto or g in there or not there)
+    given = [g for g in given if g not in auto or g in there or not there]
+    exact = rules.saved(names, given)
+    return tuple(sorted(exact)) if exact > rules.reached(names, given) else tuple(given)
 
 
 def _token_rows(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from .dialect import DENSE, Dialect, P, dialect, new
 
 @dialect
 class Hira(Dialect):
+    """PEFT 0.21.2 has a rank_pattern here but builds every site with `r`, so it is neither written nor followed."""
+
     type = "HIRA"
     methods = ("hira",)
     kinds = DENSE | {"conv", "embedding"}
     dropout = "hira_dropout"
-    patterns = {"r": "rank_pattern"}
     handled = frozenset({"r"})
     ignored = frozenset({"fan_in_fan_out", "init_weights"})
 

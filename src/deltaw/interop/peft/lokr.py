@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from ...plan import Assignment
 from ...spec import Method
 from .dialect import P, dialect, new, plain
@@ -31,6 +33,11 @@ class Lokr(Lycoris):
     def method(self, f: dict[str, Any]) -> Method:
         return new("lokr", r=f.get("r", 8), alpha=f.get("alpha", 8), decompose_both=f.get("decompose_both", False),
                    decompose_factor=f.get("decompose_factor", -1))  # fmt: skip
+
+    def refusal(self, a: Assignment) -> str | None:
+        if isinstance(a.site.module, nn.Conv1d) and "D" in a.method.declare(a.site):
+            return "PEFT's LoKr of nn.Conv1d with a full second factor lays the Kronecker product out wrongly"
+        return super().refusal(a)
 
     def pack(self, a: Assignment, p: P) -> P:
         out = super().pack(a, p)
