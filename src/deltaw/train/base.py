@@ -150,8 +150,7 @@ def _convert(file: Path, into: Path) -> None:
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     with _quiet(transformers):
         model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    if hasattr(model.config, "quantization_config"):  # the weights are dense from here on
-        del model.config.quantization_config
-    model.hf_quantizer = None  # or save_pretrained refuses
-    transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(into)
-    model.save_pretrained(into)
+        if hasattr(model.config, "quantization_config"):  # the weights are dense from here on
+            del model.config.quantization_config
+        transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(into)
+        model.save_pretrained(into)

@@ -64,9 +64,9 @@ def restore(tree: Any, tensors: dict[str, Tensor]) -> Any:
 def random_state() -> dict[str, Any]:
     """Python's, numpy's and torch's generators (CUDA's of the current device)."""
     kind, keys, *rest = np.random.get_state(legacy=True)
-    state = {
+    state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), *[float(r) if i == 2 else int(r) for i, r in enumerate(rest)]),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -112,8 +112,8 @@ def _heat(norms: dict[str, dict[str, float]], top: int) -> tuple[list[str], int]
     grid: dict[str, dict[int, tuple[str, float, float]]] = {}
     for name, n in norms.items():
         found = re.search(r"\.(\d+)\.", f".{name}.")
-        kind = re.sub(r"\.\d+(?=\.)", "", f".{name}").rsplit(".", 2)[-2:]
-        grid.setdefault(".".join(k for k in kind if k), {})[int(found.group(1)) if found else 0] = (name, n["relative"], n["delta"])
+        words = re.sub(r"\.\d+(?=\.)", "", f".{name}").rsplit(".", 2)[-2:]
+        grid.setdefault(".".join(w for w in words if w), {})[int(found.group(1)) if found else 0] = (name, n["relative"], n["delta"])
     highest = max(r for row in grid.values() for _, r, _ in row.values()) or 1.0
     layers = max(k for row in grid.values() for k in row) + 1
     size = min(CELL, (WIDTH - LEFT - 20) / layers)
@@ -129,7 +129,7 @@ def _heat(norms: dict[str, dict[str, float]], top: int) -> tuple[list[str], int]
                 f'stroke="#eee"><title>{escape(name)}: |ΔW| = {size_of:.4g}, {100 * relative:.3g} % of |W|</title></rect>'
             )
     bottom = top + 12 + len(grid) * CELL
-    for layer in ticks(0, layers - 1, 8) if layers > 1 else []:
-        if layer == int(layer):
-            out.append(_text(LEFT + (layer + 0.5) * size, bottom + 13, f"{layer:g}", "middle"))
+    for at in ticks(0, layers - 1, 8) if layers > 1 else []:
+        if at == int(at):
+            out.append(_text(LEFT + (at + 0.5) * size, bottom + 13, f"{at:g}", "middle"))
     return out, bottom + 20

@@ -57,8 +57,14 @@ def arguments(t: TrainPart, out: Path, evaluate: bool) -> TrainingArguments:
     )
 
 
-class Engine(Trainer):  # type: ignore[misc]
+class Engine(Trainer):
     """See the module. `adapted` is attached to `model`; `train`/`held` are encoded rows."""
+
+    model: Any
+    args: Any
+    optimizer: Any
+    lr_scheduler: Any
+    data_collator: Any
 
     def __init__(self, adapted: Adapted, t: TrainPart, out: Path, train: Encoded, held: Encoded | None, pad: int, progress: Progress):
         self.adapted, self.t, self.held, self.progress = adapted, t, held, progress
@@ -92,7 +98,7 @@ class Engine(Trainer):  # type: ignore[misc]
                 self.optimizer = self.adapted.optimizer(self.t.lr, fused=True, **kw)
             except (TypeError, RuntimeError):  # an update rule, or a device, without it
                 self.optimizer = self.adapted.optimizer(self.t.lr, **kw)
-        return self.optimizer
+        return self.optimizer  # type: ignore[no-any-return]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order
@@ -216,7 +222,7 @@ def held_out(model: Any, held: Encoded, batch_size: int, pad: int, device: Any, 
     return sums
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """Trainer events -> metrics.jsonl, the sentinel, the progress display."""
 
     def __init__(self, engine: Engine):

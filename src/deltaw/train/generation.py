@@ -77,7 +77,7 @@ def _greedy(model: Any, tokenizer: Any, pad: int, max_new_tokens: int) -> Any:
     own = getattr(model, "generation_config", None)
     shipped = getattr(own, "eos_token_id", None)
     ends = {tokenizer.eos_token_id, *(shipped if isinstance(shipped, (list, tuple)) else [shipped])} - {None}
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         num_beams=1,
         use_cache=True,

@@ -191,7 +191,7 @@ def _finish(
     if main:
         adapted.save(out / "adapter")
         norms = site_norms(adapted)
-        title = f"{adapted.plan.method.key} on {r.model or type(adapted.model).__name__}"
+        title = f"{adapted.report()['method']} on {r.model or type(adapted.model).__name__}"
         (out / "curves.svg").write_text(picture(lines, norms, title), encoding="utf-8")
         summary = {
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
