@@ -12,6 +12,7 @@ from torch import nn
 import deltaw
 from deltaw.errors import NotMergeable, ShapeError, SpecError, TargetError
 from deltaw.methods import DoRA, LoRA, RsLoRA
+from deltaw.session import session
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_the_optimizer_is_keyed_by_name(model):
     a = deltaw.attach(model, deltaw.Plan(LoRA(r=2), targets=["lm_head"]))
     opt = a.optimizer(lr=1e-2)
     assert opt.state_dict()["param_groups"][0]["param_names"] == ["lm_head.A", "lm_head.B"]
-    y = [float(model(IDS).square().mean())]
+    y = [float(model(IDS).square().mean().detach())]
     for _ in range(20):
         opt.zero_grad()
         loss = model(IDS).square().mean()
@@ -223,3 +224,33 @@ def test_meta_device():
         a = deltaw.attach(model, deltaw.Plan(DoRA(LoRA(r=2)), init=init))
         assert all(t.device.type == "meta" for t in a.state().values())
         a.detach()
+
+
+def test_autocast_leaves_the_formula_in_full_precision(model):
+    """Under autocast the activations are bfloat16; row norms and the like must not be."""
+    model = model.float()
+    a = deltaw.attach(model, deltaw.Plan(DoRA(LoRA(r=2))))
+    stir(a)
+    y = model(IDS)
+    norms = []
+    site = a.assignments[0].site
+    original, place = type(site).run, session(model).places[site.name]
+
+    def run(self, L, call, args, kwargs):
+        norms.append(L.op.parts[0].v)
+        return original(self, L, call, args, kwargs)
+
+    type(site).run = run
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(IDS)
+    finally:
+        type(site).run = original
+    assert torch.allclose(half.float(), y, atol=0.1 * float(y.detach().abs().max()))
+    exact = a.entries()[site.name].g / (place.base.module.weight + combined(a, site)).norm(dim=1)
+    assert torch.allclose(norms[0], exact, rtol=1e-5)
+
+
+def combined(adapted, site):
+    e = adapted.entries()[site.name]
+    return 4.0 * e.B @ e.A

@@ -74,7 +74,12 @@ class Restore:
 def combine(site: Site, live: list[tuple[Entry, float | Tensor]], signals: dict[str, Tensor]) -> Map:
     """Several adapters at one site: the base plus the weighted sum of their deltas, never one fed into another."""
     base = site.leaf()
-    maps = [entry.layer(base, signals) for entry, _ in live]
+    device = base.op.like.device.type
+    if torch.is_autocast_enabled(device):  # norms, Gram matrices and triangular solves keep their precision
+        with torch.autocast(device, enabled=False):
+            maps = [entry.layer(base, signals) for entry, _ in live]
+    else:
+        maps = [entry.layer(base, signals) for entry, _ in live]
     weights = [w for _, w in live]
     if len(maps) == 1 and isinstance(weights[0], float) and weights[0] == 1.0:
         return maps[0]
