@@ -33,7 +33,11 @@ def tensors_writer(tensors: dict[str, Tensor]) -> Writer:
 
 def json_writer(data: Any) -> Writer:
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    return lambda path: path.write_bytes(text.encode())
+
+    def write(path: Path) -> None:
+        path.write_bytes(text.encode())
+
+    return write
 
 
 def commit(directory: Any, files: dict[str, Writer], stale: Iterable[str] = ()) -> Path:

@@ -15,7 +15,8 @@ from ..ops import random as rng
 from ..plan import Plan
 from ..session import ATTRIBUTE
 from .disk import file_hash, read_json, read_tensors, tensor_hash
-from .fingerprint import check, fingerprint
+from .fingerprint import card as base_card
+from .fingerprint import check
 from .foreign import formats
 from .save import CARD, EXACT, FIELDS, SCHEMA, TENSORS, regenerate, rows
 
@@ -118,7 +119,7 @@ def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool
                 f"{saved.path / CARD} has fields unknown to this version, kept: {', '.join(saved.unknown)}",
                 stacklevel=2,
             )
-        if not any_base and (why := check(saved.card.get("base") or {}, fingerprint(model, plan.train_modules))):
+        if not any_base and (why := check(saved.card.get("base") or {}, base_card(model, plan.train_modules))):
             raise StateMismatch(
                 f"{saved.path}: this adapter was trained on another base than this {type(model).__name__}: {why}. Load that "
                 "base, or pass any_base=True if you mean it"

@@ -13,6 +13,7 @@ from ..entry import make
 from ..ops import random as rng
 from ..spec import Param, Start, to_config
 from .disk import Writer, commit, file_hash, json_writer, tensor_hash, tensors_writer
+from .fingerprint import card as base_card
 from .foreign import Inexpressible, formats
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def save_adapter(adapted: Adapted, directory: Any, peft: bool = True, seeds: boo
         "peft": {"written": config is not None, **({"reason": reason} if config is None else {})},
         "seeded": seeded,
         "generator": rng.VERSION,
-        "base": adapted.fingerprint(),
+        "base": base_card(adapted.model, adapted.plan.train_modules),
         "versions": _versions(),
     }
 

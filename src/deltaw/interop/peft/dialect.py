@@ -84,6 +84,11 @@ def dialect_of(method: Method) -> Dialect:
     raise Inexpressible(f"PEFT 0.21.2 has no method '{inner.key}'")
 
 
+def kernel_of(a: Assignment) -> tuple[int, ...]:
+    """The shape of the weight as the module holds it."""
+    return tuple(a.site.module.weight.shape)  # type: ignore[arg-type]
+
+
 def plain(x: float) -> float | int:
     """Whole numbers as integers, as PEFT writes alpha."""
     return int(x) if float(x).is_integer() else float(x)

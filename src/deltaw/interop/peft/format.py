@@ -115,7 +115,8 @@ class PeftFormat:
             if d.type != "LORA":
                 raise Inexpressible(f"PEFT trains token rows beside LoRA only, not beside {d.type}")
             config["trainable_token_indices"] = tokens
-        return config | kept
+        config.update(kept)
+        return config
 
     def plain_lora(self, adapted: Adapted, factors: dict[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], Named]:
         d, state = DIALECTS["LORA"], adapted.state()

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...plan import Assignment
 from ...spec import Method
-from .dialect import DENSE, Dialect, P, dialect, new
+from .dialect import DENSE, Dialect, P, dialect, kernel_of, new
 
 
 @dialect
@@ -36,7 +36,7 @@ class Hira(Dialect):
         if a.site.kind == "embedding":
             return {"hira_embedding_A": p["A"], "hira_embedding_B": p["B"]}
         if a.site.kind == "conv":
-            kernel = a.site.module.weight.shape[1:]  # type: ignore[union-attr,index]
+            kernel = kernel_of(a)[1:]
             return {
                 "hira_A": p["A"].reshape(-1, *kernel),
                 "hira_B": p["B"].reshape(*p["B"].shape, *(1,) * (len(kernel) - 1)),

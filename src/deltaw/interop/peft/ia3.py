@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...files.foreign import Inexpressible
 from ...plan import Assignment
 from ...spec import Method
-from .dialect import DENSE, Dialect, Inexpressible, P, dialect, new
+from .dialect import DENSE, Dialect, P, dialect, kernel_of, new
 
 
 @dialect
@@ -38,7 +39,7 @@ class Ia3(Dialect):
         side, scale = a.method.side, p["l"]  # type: ignore[attr-defined]
         if a.site.kind != "conv":
             return {"ia3_l": scale.reshape(-1, 1) if side == "out" else scale.reshape(1, -1)}
-        kernel = a.site.module.weight.shape[1:]  # type: ignore[union-attr,index]
+        kernel = kernel_of(a)[1:]
         ones = (1,) * (len(kernel) - 1)
         if side == "out":
             return {"ia3_l": scale.reshape(1, -1, *ones)}

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...plan import Assignment
 from ...spec import Method
-from .dialect import P, dialect, new, plain
+from .dialect import P, dialect, kernel_of, new, plain
 from .lycoris import Lycoris
 
 
@@ -42,6 +42,6 @@ class Lokr(Lycoris):
     def pack(self, a: Assignment, p: P) -> P:
         out = super().pack(a, p)
         if a.site.kind == "conv" and "D" in p:  # the full second factor keeps the kernel's axes
-            kernel = a.site.module.weight.shape[2:]  # type: ignore[union-attr,index]
+            kernel = kernel_of(a)[2:]
             out["lokr_w2"] = p["D"].reshape(p["D"].shape[0], -1, *kernel)
         return out

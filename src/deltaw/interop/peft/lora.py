@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from ...errors import StateMismatch
+from ...files.foreign import Inexpressible
 from ...methods.init import INITS
 from ...ops import factors
 from ...plan import Assignment
 from ...spec import Method, Start, Tensors, scale_of
-from .dialect import DENSE, Dialect, Inexpressible, P, dialect, new, plain
+from .dialect import DENSE, Dialect, P, dialect, kernel_of, new, plain
 
 SHIFTED = ("pissa", "olora")  # PEFT computes these again from the base when it loads, and moves the base
 UNMOVED = (True, False, "gaussian", "orthogonal", "eva", "true", "True")  # starts that leave the base alone
@@ -39,11 +40,11 @@ class Lora(Dialect):
     )  # fmt: skip
 
     def fields(self, method: Method, p: P) -> dict[str, Any]:
-        inner = method.inner if method.key == "dora" else method  # type: ignore[attr-defined]
+        inner: Any = method.inner if method.key == "dora" else method  # type: ignore[attr-defined]
         if inner.key not in ("lora", "rslora"):
             raise Inexpressible(f"PEFT has no DoRA over '{inner.key}'")
-        r = inner.r * (2 if "offset.B" in p else 1)  # type: ignore[attr-defined]
-        alpha = inner.alpha * (r / inner.r if inner.key == "lora" else math.sqrt(r / inner.r))  # type: ignore[attr-defined]
+        r = inner.r * (2 if "offset.B" in p else 1)
+        alpha = inner.alpha * (r / inner.r if inner.key == "lora" else math.sqrt(r / inner.r))
         return {"r": r, "lora_alpha": plain(alpha), "use_rslora": inner.key == "rslora", "use_dora": method.key == "dora",
                 "init_lora_weights": True}  # fmt: skip
 
@@ -69,13 +70,13 @@ class Lora(Dialect):
         if a.site.kind == "embedding":
             out = {"lora_embedding_A": A, "lora_embedding_B": B}
         elif a.site.kind == "conv":
-            kernel = a.site.module.weight.shape[1:]  # type: ignore[union-attr,index]
+            kernel = kernel_of(a)[1:]
             ones = (1,) * (len(kernel) - 1)
             out = {"lora_A.weight": A.reshape(-1, *kernel), "lora_B.weight": B.reshape(*B.shape, *ones)}
         else:
             out = {"lora_A.weight": A, "lora_B.weight": B}
         if "g" in p:
-            ones = (1,) * (a.site.module.weight.dim() - 2) if a.site.kind == "conv" else ()  # type: ignore[union-attr,operator]
+            ones = (1,) * (len(kernel_of(a)) - 2) if a.site.kind == "conv" else ()
             out["lora_magnitude_vector"] = p["g"].reshape(1, -1, *ones) if ones else p["g"]
         return out
 
