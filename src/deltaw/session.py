@@ -75,7 +75,7 @@ def combine(site: Site, live: list[tuple[Entry, float | Tensor]], signals: dict[
     """Several adapters at one site: the base plus the weighted sum of their deltas, never one fed into another."""
     base = site.leaf()
     device = base.op.like.device.type
-    if torch.is_autocast_enabled(device):  # norms, Gram matrices and triangular solves keep their precision
+    if device != "meta" and torch.is_autocast_enabled(device):  # norms, Gram matrices and triangular solves keep their precision
         with torch.autocast(device, enabled=False):
             maps = [entry.layer(base, signals) for entry, _ in live]
     else:

@@ -152,5 +152,6 @@ def _convert(file: Path, into: Path) -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         if hasattr(model.config, "quantization_config"):  # the weights are dense from here on
             del model.config.quantization_config
+        model.hf_quantizer = None  # save_pretrained refuses a model that still has one
         transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(into)
         model.save_pretrained(into)
