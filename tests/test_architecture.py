@@ -25,22 +25,17 @@ LAYER = {
     "interop": 5, "report": 5, "testing": 5, "catalogue": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
-# What a lower layer may reach upwards, each for a reason; the import must be inside a function (a late one).
-LATE = {
-    ("files", "interop"),  # an adapter directory is also a PEFT directory: the translation is interop's
-    ("methods", "files"),
-    ("train", "report"),  # a run ends with its report
-    ("train", "interop"),
-}
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """(dotted module inside deltaw, is it inside a function) for every import of our own."""
+def imports(path: Path) -> list[str]:
+    """The dotted modules inside deltaw that a file imports, anywhere in it, types apart."""
     tree = ast.parse(path.read_text())
     package = ["deltaw", *path.relative_to(ROOT).with_suffix("").parts]
-    late = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)}
     checking = {
-        id(n) for i in ast.walk(tree) if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.dump(i.test) for n in ast.walk(i)
+        id(n)
+        for i in ast.walk(tree)
+        if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.dump(i.test)
+        for n in ast.walk(i)
     }
     found = []
     for node in ast.walk(tree):
@@ -54,7 +49,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             names = [a.name for a in node.names]
         else:
             continue
-        found += [(n.removeprefix("deltaw."), id(node) in late) for n in names if n.split(".")[0] == "deltaw"]
+        found += [n.removeprefix("deltaw.") for n in names if n.split(".")[0] == "deltaw"]
     return found
 
 
@@ -69,9 +64,9 @@ def test_imports_point_down():
         top = name.split(".")[0]
         if top in ("", "__init__"):
             continue
-        for target, late in imports(path):
+        for target in imports(path):
             other = target.split(".")[0]
-            if other in LAYER and LAYER[other] > LAYER[top] and not (late and (top, other) in LATE):
+            if other in LAYER and LAYER[other] > LAYER[top]:
                 wrong.append(f"{name} (L{LAYER[top]}) imports {target} (L{LAYER[other]})")
     assert not wrong, "\n".join(wrong)
 
@@ -91,13 +86,15 @@ def test_no_matmul_operator_on_nodes():
     for name, path in FILES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                assert node.name not in ("__matmul__", "__rmatmul__"), f"{name} defines {node.name}: Dynamo cannot trace it"
+                assert node.name not in ("__matmul__", "__rmatmul__"), (
+                    f"{name} defines {node.name}: Dynamo cannot trace it"
+                )
 
 
 def test_methods_do_not_import_each_other():
     for key in METHODS:
         module = METHODS[key].__module__.removeprefix("deltaw.")
-        for target, _ in imports(FILES[module]):
+        for target in imports(FILES[module]):
             for other in METHODS:
                 home = METHODS[other].__module__.removeprefix("deltaw.")
                 assert other == key or not (target + ".").startswith(home + "."), f"{module} imports {target}"
@@ -154,4 +151,6 @@ def test_core_never_unpickles_or_prints():
                 called = ast.unparse(node.func)
                 assert called not in ("pickle.load", "pickle.loads", "print"), f"{name}:{node.lineno} calls {called}"
                 if called == "torch.load":
-                    assert any(k.arg == "weights_only" for k in node.keywords), f"{name}:{node.lineno}: torch.load unpickles"
+                    assert any(k.arg == "weights_only" for k in node.keywords), (
+                        f"{name}:{node.lineno}: torch.load unpickles"
+                    )

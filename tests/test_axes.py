@@ -177,7 +177,12 @@ def test_lora_plus_groups_are_those_of_peft():
         config = peft.LoraConfig(r=R, target_modules=targets, use_dora=dora)
         theirs = peft.get_peft_model(copy.deepcopy(model), config)
         reference = create_loraplus_optimizer(
-            theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16, loraplus_weight_decay=0.1, loraplus_lr_embedding=5e-6
+            theirs,
+            torch.optim.AdamW,
+            lr=1e-3,
+            loraplus_lr_ratio=16,
+            loraplus_weight_decay=0.1,
+            loraplus_lr_embedding=5e-6,
         )
         name_of = {id(p): n for n, p in theirs.named_parameters()}
         want = {}
@@ -192,7 +197,9 @@ def test_lora_plus_groups_are_those_of_peft():
         ours = deltaw.attach(model, Plan(method, targets=targets, update=update))
         names = {id(p): n for n, p in ours.trainable().items()}
         got = {
-            names[id(p)]: (g["lr"], g["weight_decay"]) for g in ours.optimizer(lr=1e-3).param_groups for p in g["params"]
+            names[id(p)]: (g["lr"], g["weight_decay"])
+            for g in ours.optimizer(lr=1e-3).param_groups
+            for p in g["params"]
         }
         assert got == want
         ours.detach()

@@ -106,7 +106,7 @@ def preview_count(method: Method, m: int, n: int) -> int:
 def entry(cls: type[Method]) -> dict[str, Any]:
     """Everything the catalogue says of one method."""
     from .testing import is_opaque, status_of
-    from .testing.oracles import declared
+    from .testing.oracles import declared, oracle
 
     method, oracles = cls(), declared(cls.key)
     facts = facts_of(method)
@@ -122,7 +122,7 @@ def entry(cls: type[Method]) -> dict[str, Any]:
         "identity_at_start": cls.start in ("identity", "rounding"),
         "start": cls.start,
         "sites": cls.sites,
-        "in_peft": "peft" in oracles,
+        "in_peft": "peft" in oracles or bool(getattr(oracle(cls.key), "IN_PEFT", False)),
         "oracles": oracles,
         "sample_shape": list(SAMPLE),
         "trainable": facts["trainable"],

@@ -7,8 +7,9 @@ others compute) and gives a Report. Nothing here needs pytest.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Iterable
+from typing import Any
 
 import torch
 
@@ -61,7 +62,12 @@ class Report:
         return sum(r.seconds for r in self.results)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"key": self.key, "status": self.status, "oracles": self.oracles, "results": [asdict(r) for r in self.results]}
+        return {
+            "key": self.key,
+            "status": self.status,
+            "oracles": self.oracles,
+            "results": [asdict(r) for r in self.results],
+        }
 
     def __str__(self) -> str:
         head = f"{self.key}: {self.status} ({len(self.results)} checks, {self.seconds:.1f} s)"

@@ -99,6 +99,72 @@ class Lookup(nn.Module):
         return answer(y, y, kw)
 
 
+class Conv1D(nn.Module):
+    """transformers' Conv1D: a linear layer whose weight is stored transposed."""
+
+    def __init__(self, m: int, n: int):
+        super().__init__()
+        self.nf, self.weight, self.bias = m, nn.Parameter(torch.empty(n, m)), nn.Parameter(torch.empty(m))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+class Experts(nn.Module):
+    """A stack of expert weights (2, m, n), each applied to its half of the rows."""
+
+    def __init__(self, m: int, n: int):
+        super().__init__()
+        self.stack = nn.Parameter(torch.empty(2, m, n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x.shape[0] // 2
+        return torch.cat([x[:half] @ self.stack[0].mT, x[half:] @ self.stack[1].mT])
+
+
+class Tied(nn.Module):
+    """An embedding and an output head on one parameter."""
+
+    def __init__(self, m: int = WIDE, n: int = WIDTH):
+        super().__init__()
+        self.table, self.head = nn.Embedding(n, m), nn.Linear(m, n, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor, **kw: Any) -> Any:
+        h = torch.tanh(self.table(ids))
+        return answer(self.head(h), h, kw)
+
+
+class Around(nn.Module):
+    """One layer of any kind as `blocks.0`; the tokens go to the last axis for a convolution."""
+
+    def __init__(self, layer: nn.Module, channels: int = 0):
+        super().__init__()
+        self.blocks, self.channels = nn.ModuleList([layer]), channels
+
+    def forward(self, x: Tensor, **kw: Any) -> Any:
+        y = x
+        if self.channels:
+            y = self.blocks[0](x[..., : self.channels].mT).mT
+        else:
+            y = self.blocks[0](x)
+        return answer(y, x, kw)
+
+
+def places() -> dict[str, tuple[nn.Module, Any]]:
+    """A model for every kind of weight, each with a map of 24 x 16 in it, and the targets that name it."""
+    one = ["blocks.0"]
+    return {
+        "linear": (One(), one),
+        "transposed linear": (Around(Conv1D(WIDE, WIDTH)), one),
+        "convolution": (Around(nn.Conv1d(WIDTH // 2, WIDE, 2, padding=1), WIDTH // 2), one),
+        "grouped convolution": (Around(nn.Conv1d(WIDTH, WIDE, 2, groups=2), WIDTH), one),
+        "embedding": (Lookup(), one),
+        "tied embedding and head": (Tied(), ["table", "head"]),
+        "experts": (Around(Experts(WIDE, WIDTH)), ["blocks.0.stack"]),
+    }
+
+
 class Codes(nn.Module):
     """A foreign layer: rounded codes and a scale per row. Its kernel never shows a dense weight; `decode` does."""
 

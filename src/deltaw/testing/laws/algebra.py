@@ -15,7 +15,7 @@ from .base import Case, NotApplicable, close, dense, law, must
 def forward_is_affine_of_dense(case: Case) -> None:
     """At every site f(x) = x Wᵀ + b with W the dense matrix of the expression."""
     model, x = case.tiny(), case.x()
-    for site, L in case.affine(case.attach(model), x):
+    for site, L, _ in case.affine(case.attach(model), x):
         h = case.x(7, L.op.shape[1], name="h")
         want = h @ L.op.dense().mT + (0 if L.bias is None else L.bias)
         close(f"{site.name} {site.shape}", L(h), want, case.tol)
@@ -25,8 +25,8 @@ def forward_is_affine_of_dense(case: Case) -> None:
 def factors_are_dense(case: Case) -> str:
     """The exact factors multiply to the dense change, whose numerical rank keeps within the bound."""
     model, x, notes = case.tiny(), case.x(), set()
-    for site, L in case.affine(case.attach(model), x):
-        op = delta(L.op, site.leaf().op)
+    for site, L, W in case.affine(case.attach(model), x):
+        op = delta(L.op, W)
         change = dense(op)
         rank, bound = int(torch.linalg.matrix_rank(change, rtol=1e-9)), rank_bound(op)
         must(rank <= bound <= min(op.shape), f"{site.name}: rank {rank}, bound {bound}, shape {op.shape}")
@@ -42,8 +42,8 @@ def factors_are_dense(case: Case) -> str:
 def linear_and_transposed(case: Case) -> None:
     """op(a x + b z) = a op(x) + b op(z); <op x, y> = <x, rmv y>; the dense matrix of the transpose is the transpose."""
     model, x = case.tiny(), case.x()
-    for site, L in case.affine(case.attach(model), x):
-        for op in (L.op, delta(L.op, site.leaf().op)):
+    for site, L, W in case.affine(case.attach(model), x):
+        for op in (L.op, delta(L.op, W)):
             m, n = op.shape
             u, v, y = case.x(2, 3, n, name="u"), case.x(2, 3, n, name="v"), case.x(2, 3, m, name="y")
             close(f"{site.name} linear", op(2.0 * u - 3.0 * v), 2.0 * op(u) - 3.0 * op(v), case.tol)
@@ -63,11 +63,11 @@ def looks_up_columns(case: Case) -> None:
         y = model(ids)
     except DeltawError as refusal:
         raise NotApplicable(f"refused on an embedding: {refusal}") from refusal
-    for site, L in case.affine(adapted, ids):
+    for site, L, W in case.affine(adapted, ids):
         want = L.op.dense().mT[ids] + (0 if L.bias is None else L.bias)
         close(site.name, L.cols(ids), want, case.tol)
         close(f"{site.name} forward", y, want, case.tol)
-        op = delta(L.op, site.leaf().op)
+        op = delta(L.op, W)
         close(f"{site.name} change", op.cols(ids), op.dense().mT[ids], case.tol)
 
 
@@ -108,7 +108,7 @@ def shapes_fit_or_are_refused(case: Case) -> str:
         x = values(4, model.blocks[0].in_features, name="x", dtype=case.dtype)
         y = model(x)
         must(y.shape == (4, model.blocks[0].out_features), f"{m} x {n}: output {tuple(y.shape)}")
-        for site, L, _ in case.pairs(adapted, x):
+        for site, L, _ in case.layers(adapted, x):
             if isinstance(L, Affine):
                 must(L.op.dense().shape == L.op.shape == tuple(site.shape), f"{m} x {n}: operator {L.op.shape}")
         worked.append(f"{m}x{n}")

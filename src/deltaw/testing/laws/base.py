@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,9 @@ def close(what: str, a: Tensor, b: Tensor, tol: float) -> None:
 
 
 def same(what: str, a: Tensor, b: Tensor) -> None:
-    must(a.dtype == b.dtype and torch.equal(a, b), f"{what}: not bit for bit equal (relative difference {gap(a, b):.2e})")
+    must(
+        a.dtype == b.dtype and torch.equal(a, b), f"{what}: not bit for bit equal (relative difference {gap(a, b):.2e})"
+    )
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -128,22 +131,21 @@ class Case:
 
     # ---- looking inside
 
-    def pairs(self, adapted: Adapted, x: Tensor) -> list[tuple[Any, Map, dict[str, Tensor]]]:
-        """(site, the map of the adapter there, its tensors) with the signals of a pass over x."""
+    def layers(self, adapted: Adapted, x: Tensor) -> list[tuple[Any, Map, Op]]:
+        """(site, the map of the adapter there, the base it is made of) with the signals of a pass over x."""
         out = []
         for a, entry, signals in opened(adapted, x):
-            L = entry.layer(a.site.leaf(), signals)
-            p = entry.tensors(signals)
-            out.append((a.site, L, {k: getattr(p, k) for k in p.names()}))
+            base = a.site.leaf()
+            out.append((a.site, entry.layer(base, signals), base.op))
         return out
 
-    def affine(self, adapted: Adapted, x: Tensor) -> list[tuple[Any, Affine]]:
-        """(site, Affine) for every site, or NotApplicable where the method is no linear map."""
+    def affine(self, adapted: Adapted, x: Tensor) -> list[tuple[Any, Affine, Op]]:
+        """(site, Affine, W) for every site, or NotApplicable where the method is no linear map."""
         found = []
-        for site, L, _ in self.pairs(adapted, x):
+        for site, L, W in self.layers(adapted, x):
             if not isinstance(L, Affine):
                 raise NotApplicable(f"{type(L).__name__} is no linear map: {why_not(adapted, L)}")
-            found.append((site, L))
+            found.append((site, L, W))
         return found
 
     @property

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -80,14 +79,16 @@ def merges_as_certified(case: Case) -> str:
     c = merged.certificate
     must(c.max_error is not None and c.output_scale is not None, "a probe was given; the certificate has no error")
     assert c.max_error is not None and c.output_scale is not None
-    must(c.max_error <= case.tol * c.output_scale, f"certificate: error {c.max_error:.2e} at scale {c.output_scale:.2e}")
+    must(
+        c.max_error <= case.tol * c.output_scale, f"certificate: error {c.max_error:.2e} at scale {c.output_scale:.2e}"
+    )
     must(abs(c.output_scale - float(want.abs().max())) < 1e-5 * c.output_scale, "certificate: wrong output scale")
     changed = sum(int((v != model.state_dict()[k]).sum()) for k, v in new.state_dict().items())
     must(c.weights_changed == changed, f"certificate: {c.weights_changed} weights changed; counted: {changed}")
     return f"error {c.max_error:.1e}, {changed} weights"
 
 
-@law(F32, BF16)
+@law(F64, F32, BF16)
 def saves_and_loads_bitwise(case: Case) -> None:
     """save, load into a fresh base: the same tensors and outputs bit for bit; saving again gives the same bytes."""
     model, x = case.tiny(), case.x()
@@ -220,5 +221,3 @@ def same_seed_same_bits(case: Case) -> str | None:
         fresh_digests([case.method, *known])
     must(_FRESH[config] == here, f"a fresh process gives other tensors: {_FRESH[config]}")
     return None
-
-

@@ -64,6 +64,27 @@ def half_precision_is_close(case: Case) -> str:
     return f"off by {off:.1g}"
 
 
+@law(F32)
+def autocast_is_close(case: Case) -> str:
+    """Under autocast (what mixed-precision training runs in) the output has the dtype that the base's has there, stays
+    close to the full-precision one, and the gradients of the float32 masters are finite."""
+    model, x = case.tiny(), case.x()
+    with torch.autocast("cpu", torch.bfloat16):
+        kind = model(x).dtype
+    adapted = case.attach(model)
+    exact = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+        loss = y.float().square().sum()
+    must(y.dtype == kind, f"the base gives {kind} under autocast, the adapted model {y.dtype}")
+    off = gap(y, exact)
+    must(off < 0.08, f"relative difference {off:.2g}")
+    loss.backward()
+    for name, g in _gradients(adapted).items():
+        must(g.dtype == F32 and bool(g.isfinite().all()), f"{name}: its gradient is {g.dtype} or not finite")
+    return f"off by {off:.1g}"
+
+
 def _loss(model: nn.Module, x: Tensor) -> Tensor:
     y = model(x)
     return (y * values(*y.shape[1:], name="w", dtype=y.dtype)).sum(tuple(range(1, y.dim()))).mean()

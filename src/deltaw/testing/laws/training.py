@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...convert import site_delta
-from ...errors import NotLinear
-from ...ops import rank_bound
+from ...ops import delta, rank_bound
 from ..tiny import values
 from .base import Case, NotApplicable, law, must
 
@@ -34,9 +32,10 @@ def learns_with_its_whole_rank(case: Case) -> str:
     must(losses[-1] < 0.999 * losses[0], f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f}")
     fall = f"loss {losses[0]:.3f} to {losses[-1]:.3f}"
     try:
-        op = site_delta(adapted, adapted.assignments[0])
-    except NotLinear as why:
+        _, L, W = case.affine(adapted, x)[0]
+    except NotApplicable as why:
         return f"{fall}; no rank: {why}"
+    op = delta(L.op, W)
     change = op.dense().detach()
     s = torch.linalg.svdvals(change)
     # what its zeros allow: the rank of random numbers in the same places (a sparse change may leave rows empty)
@@ -53,7 +52,7 @@ def every_step_moves_what_is_trained(case: Case) -> None:
     adapted = case.attach(model, move=False)
     before = {k: t.detach().clone() for k, t in adapted.state().items()}
     optimizer = adapted.optimizer(lr=RATE)
-    for k in range(3):
+    for _ in range(3):
         optimizer.zero_grad()
         (model(x) - case.x(8, 16, name="aim")).square().mean().backward()
         optimizer.step()

@@ -5,6 +5,7 @@
   closed(method, W, b, p, x) -> y      the paper's formula in plain torch, sharing no code with the method
   peft(method) -> (config, put)        the same in HF PEFT: put(layer, p) copies our tensors in and returns, per tensor
                                        of ours, a function that gives its gradient in our layout
+  IN_PEFT = True                       PEFT has the method, but not in a form that one linear layer can show
 A package of its own registers its methods' oracles with `declare(key, module)`.
 """
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...methods.structure.trainable_tokens import TrainableTokens
 
+IN_PEFT = True
 METHOD = TrainableTokens(ids=(9, 1, 3))
 
 

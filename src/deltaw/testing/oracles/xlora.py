@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...methods.route.xlora import XLoRA
 
+IN_PEFT = True
 METHODS = (
     XLoRA(ranks=(2, 3, 1), hidden_size=16, tau=0.7, gamma=1.5),
     XLoRA(ranks=(2, 0, 3), hidden_size=16, top_k=2, scope="site"),
