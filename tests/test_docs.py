@@ -1,0 +1,102 @@
+"""What the documents say is so: the README's example runs, its table is current, links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deltaw
+from deltaw.cli import main
+from deltaw.spec import METHODS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.S)
+
+
+def test_generated_documents_are_current(capsys):
+    code = main(["docs", "--check", "--root", str(ROOT)])
+    assert code == 0, f"run `make docs`: {capsys.readouterr().out}"
+
+
+def test_docs_rewrites_what_is_stale(tmp_path, capsys):
+    from deltaw.cli.docs import BEGIN, END
+
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    (tmp_path / "docs" / "methods").mkdir(parents=True)
+    (tmp_path / "docs" / "methods" / "gone.md").write_text("a method that is no more")
+    assert main(["docs", "--root", str(tmp_path)]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "`lora`" in text and "old" not in text
+    assert {p.stem for p in (tmp_path / "docs" / "methods").glob("*.md")} == set(METHODS)
+    assert main(["docs", "--check", "--root", str(tmp_path)]) == 0
+    assert main(["docs", "--root", str(tmp_path / "docs")]) == 2
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_exist(path):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_decision_is_listed_and_short():
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text()
+    for path in folder.glob("[0-9]*.md"):
+        assert f"({path.name})" in index
+        assert len(path.read_text().split()) < 250, f"{path.name} is more than half a page"
+
+
+def test_files_named_in_decisions_exist():
+    for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md"):
+        for name in re.findall(r"`((?:src/deltaw/)?[a-z_]+(?:/[a-z_]+)*(?:\.py|/))`", path.read_text()):
+            inside = name.removeprefix("src/deltaw/")
+            assert (ROOT / "src" / "deltaw" / inside).exists(), f"{path.name}: {name}"
+
+
+def test_the_readme_example_is_short_and_runs(tmp_path):
+    """Ten lines or so, on the real model."""
+    (example,) = blocks(ROOT / "README.md", "python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 13
+    env = {**os.environ, "PYTHONPATH": str(Path(deltaw.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=600
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Adapted('default': LoRA" in done.stdout
+    assert (tmp_path / "my-adapter" / "adapter_config.json").is_file()
+
+
+def test_the_commands_of_the_readme_exist(capsys):
+    from deltaw.cli.app import COMMANDS
+
+    known = {name for names in COMMANDS.values() for name in names}
+    text = "\n".join(blocks(ROOT / "README.md", "sh"))
+    assert {w for w in re.findall(r"^deltaw (\w+)", text, re.M)} <= known
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", text + "\n".join(blocks(ROOT / "CONTRIBUTING.md", "sh")), re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_worked_example_is_the_code():
+    """CONTRIBUTING shows lines of asym.py: they are there."""
+    (shown,) = blocks(ROOT / "CONTRIBUTING.md", "python")
+    source = " ".join((ROOT / "src/deltaw/methods/structure/asym.py").read_text().split())
+    for line in shown.splitlines():
+        assert " ".join(line.split()) in source, line
+
+
+def test_constraints_pin_the_cpu_build():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert pins["torch"] == "2.13.0"
+    assert not [name for name in pins if name.startswith(("nvidia", "triton", "cuda"))]
+    assert f"TORCH  := {pins['torch']}" in (ROOT / "Makefile").read_text()
