@@ -22,7 +22,7 @@ def run(
     """Fine-tune as a recipe says. Unknown keys are errors; the resolved recipe is saved with the run."""
     from ..train import run as train
 
-    result = train(recipe, overrides or [], resume=resume)
+    result = train(recipe, overrides or [], resume=resume, progress=True)  # on stderr
     facts = {
         "dir": str(result.dir),
         "adapter_dir": str(result.dir / "adapter"),
