@@ -43,6 +43,6 @@ $(READY): pyproject.toml constraints.txt requirements-demo.txt
 	$(PIP) -c constraints.txt torch==$(TORCH)+cpu \
 		|| $(PIP) -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu torch==$(TORCH)+cpu \
 		|| $(PIP) -c constraints.txt torch==$(TORCH)
-	$(PIP) -c constraints.txt -e '.[demo,peft,bnb,dev]'
+	$(PIP) -c constraints.txt -e '.[dev]'
 	$(PIP) -c constraints.txt --no-deps -r requirements-demo.txt
 	touch $@
