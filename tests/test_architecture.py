@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import json
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ LAYER = {
     "methods": 3,
     "entry": 4, "session": 4, "mixed": 4, "signals": 4, "plan": 4, "convert": 4, "merge": 4, "files": 4, "attach": 4,
     "route": 4, "train": 4,
-    "interop": 5, "report": 5, "testing": 5, "catalogue": 5,
+    "interop": 5, "report": 5, "testing": 5, "catalogue": 5, "demo": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
 
@@ -154,3 +155,13 @@ def test_core_never_unpickles_or_prints():
                     assert any(k.arg == "weights_only" for k in node.keywords), (
                         f"{name}:{node.lineno}: torch.load unpickles"
                     )
+
+
+def test_docstrings_state_the_trap_and_their_examples_run():
+    for key in METHODS:
+        doc = METHODS[key].__doc__ or ""
+        assert "Trap" in doc and ">>>" in doc, (
+            f"{key}: a docstring gives equation, start, count, source, one trap, a doctest"
+        )
+        result = doctest.testmod(sys.modules[METHODS[key].__module__])
+        assert result.attempted and not result.failed, f"{key}: its doctest fails"
