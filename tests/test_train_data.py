@@ -37,8 +37,17 @@ def learned(tokenizer, item) -> str:
 def test_overrides_reach_every_level_and_the_saved_recipe_is_the_same_recipe(tmp_path):
     source = tmp_path / "r.yaml"
     source.write_text("model: m\ndata: {path: d.jsonl}\nplan: {method: lora, targets: [q_proj]}\ntrain: {lr: 1e-3}\n")
-    r = Recipe.of(source, ["train.lr=5e-4", "plan.method.r=32", "train.report_to=[tensorboard]", "data.limit=7", "out=x/y"])
-    assert (r.train.lr, r.plan["method"]["r"], r.train.report_to, r.data.limit, r.out) == (5e-4, 32, ["tensorboard"], 7, "x/y")
+    r = Recipe.of(
+        source,
+        ["train.lr=5e-4", "plan.method.r=32", "train.report_to=[tensorboard]", "data.limit=7", "out=x/y"],
+    )
+    assert (r.train.lr, r.plan["method"]["r"], r.train.report_to, r.data.limit, r.out) == (
+        5e-4,
+        32,
+        ["tensorboard"],
+        7,
+        "x/y",
+    )
     assert r.the_plan().targets == ("q_proj",)
     r.save(tmp_path / "again.yaml")
     assert Recipe.of(tmp_path / "again.yaml") == r
@@ -82,7 +91,9 @@ def test_yaml_traps(tmp_path):
     assert "train.packing" in set(keys())
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_the_recipes_that_are_shipped_are_valid(file):
     assert Recipe.of(file, ["train.lr=1e-4", "plan.method.r=4"] if "dora" not in file.stem else ["plan.update.ratio=8"])
 
@@ -180,9 +191,15 @@ def test_long_rows_are_cut_split_or_dropped_and_counted():
     t = tiny_tokenizer()
     texts, _ = examples([{"text": "a" * 25}, {"text": "b"}])
     e = encode(texts, t, 10)
-    assert [len(i["input_ids"]) for i in e.items] == [10, 10, 6, 2] and (e.split, e.cut, e.dropped) == (1, 0, 0)
+    assert [len(i["input_ids"]) for i in e.items] == [10, 10, 6, 2] and (e.split, e.cut, e.dropped) == (
+        1,
+        0,
+        0,
+    )
     assert "split" in e.notes(10)[0]
-    rows, _ = examples([{"prompt": "p" * 5, "completion": "c" * 20}, {"prompt": "p" * 50, "completion": "c"}], chat=False)
+    rows, _ = examples(
+        [{"prompt": "p" * 5, "completion": "c" * 20}, {"prompt": "p" * 50, "completion": "c"}], chat=False
+    )
     e = encode(rows, t, 10)
     assert (len(e.items), e.cut, e.dropped) == (1, 2, 1) and len(e.notes(10)) == 2
     assert e.labels == 5 and e.tokens == 10
@@ -201,7 +218,8 @@ def test_order_depends_on_seed_and_epoch_only_and_visits_every_row_once():
         o.set_epoch(1)
         assert list(o) != first
     waste = {
-        sort: sum(4 * max(lengths[i] for i in b) for b in zip(*[iter(list(Order(lengths, 4, 3, sort)))] * 4)) for sort in (True, False)
+        sort: sum(4 * max(lengths[i] for i in b) for b in zip(*[iter(list(Order(lengths, 4, 3, sort)))] * 4))
+        for sort in (True, False)
     }
     assert waste[True] < 0.75 * waste[False]
 
@@ -237,7 +255,9 @@ def test_packed_rows_do_not_read_each_other(attention):
 def test_a_model_that_ignores_position_ids_is_found_out():
     from transformers import BloomConfig, BloomForCausalLM
 
-    bloom = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.3)).eval()
+    bloom = BloomForCausalLM(
+        BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.3)
+    ).eval()
     assert not keeps_rows_apart(bloom)
 
 

@@ -25,7 +25,15 @@ HERE = Path(__file__).parent
 
 
 def recipe(tmp_path: Path, **train) -> dict:
-    settings = {"steps": 6, "batch_size": 4, "lr": 1e-2, "log_every": 2, "save_every": 3, "max_length": 64, "tune_allocator": False}
+    settings = {
+        "steps": 6,
+        "batch_size": 4,
+        "lr": 1e-2,
+        "log_every": 2,
+        "save_every": 3,
+        "max_length": 64,
+        "tune_allocator": False,
+    }
     return {
         "data": {"path": jsonl(tmp_path / "rows.jsonl", pairs()), "eval_share": 0.2},
         "plan": {"method": {"key": "lora", "r": 4}, "targets": ["q_proj", "down_proj"]},
@@ -79,7 +87,9 @@ def test_what_a_run_leaves(tmp_path):
     assert model.config.use_cache and not model.training
     first.adapted.detach()
     assert equal(dict(model.state_dict()), before)
-    second = run(out / "recipe.yaml", [], model=tiny_model(), tokenizer=t, progress=False)  # the resolved recipe is the run
+    second = run(
+        out / "recipe.yaml", [], model=tiny_model(), tokenizer=t, progress=False
+    )  # the resolved recipe is the run
     assert equal(dict(second.adapted.state()), dict(again.state()))
     assert (out / "previous-1" / "metrics.jsonl").exists() and (out / "adapter").exists()
 
@@ -99,11 +109,19 @@ run(json.load(open({recipe!r})), model=tiny_model(attention_dropout=0.2), tokeni
 
 def environment() -> dict[str, str]:
     source = str(HERE.parent / "src")
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{source}:{os.environ.get('PYTHONPATH', '')}"}
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": f"{source}:{os.environ.get('PYTHONPATH', '')}",
+    }
 
 
 def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path):
-    more = {"grad_accum": 2, "steps": 6, "log_every": 1}  # three steps an epoch: the checkpoint lies within the second one
+    more = {
+        "grad_accum": 2,
+        "steps": 6,
+        "log_every": 1,
+    }  # three steps an epoch: the checkpoint lies within the second one
     r = recipe(tmp_path, **more, save_every=2)
     whole = trained(tmp_path, "whole", **more, save_every=2, model=tiny_model(attention_dropout=0.2))
     (tmp_path / "r.json").write_text(json.dumps(r))
@@ -117,9 +135,20 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path):
     model = tiny_model(attention_dropout=0.2)  # the random state has to come back as well
     result = run(r, model=model, tokenizer=tiny_tokenizer(), resume=True, progress=False)
     assert equal(dict(result.adapted.state()), whole)
-    steps = [json.loads(x)["step"] for x in (out / "metrics.jsonl").read_text().splitlines() if "loss" in x and "eval" not in x]
+    steps = [
+        json.loads(x)["step"]
+        for x in (out / "metrics.jsonl").read_text().splitlines()
+        if "loss" in x and "eval" not in x
+    ]
     assert steps == [1, 2, 3, 4, 5, 6]
-    assert torch.equal(*[load_file(d / "checkpoint-6" / "state.safetensors")[".optimizer.state.0.exp_avg"] for d in (out, tmp_path / "whole")])
+    again = run(r, model=tiny_model(), tokenizer=tiny_tokenizer(), resume=True, progress=False)  # nothing is left to do
+    assert equal(dict(again.adapted.state()), whole) and again.metrics["loss"] == result.metrics["loss"]
+    assert torch.equal(
+        *[
+            load_file(d / "checkpoint-6" / "state.safetensors")[".optimizer.state.0.exp_avg"]
+            for d in (out, tmp_path / "whole")
+        ]
+    )
 
 
 def test_resume_refuses_what_would_not_be_the_same_run(tmp_path):
@@ -136,7 +165,13 @@ def test_resume_refuses_what_would_not_be_the_same_run(tmp_path):
     with pytest.raises(StateMismatch, match="base|fingerprint"):
         again([], seed=1)
     with pytest.raises(StateMismatch, match="neither a checkpoint"):
-        run(r, model=tiny_model(), tokenizer=tiny_tokenizer(), resume=str(tmp_path / "nowhere"), progress=False)
+        run(
+            r,
+            model=tiny_model(),
+            tokenizer=tiny_tokenizer(),
+            resume=str(tmp_path / "nowhere"),
+            progress=False,
+        )
     state = tmp_path / "run" / "checkpoint-6" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(StateMismatch, match="damaged"):
@@ -183,13 +218,22 @@ def test_two_processes_learn_what_one_does(tmp_path):
               "--rdzv_endpoint=localhost:0", str(tmp_path / "go.py")]  # fmt: skip
     done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    lone = run(r | {"out": str(tmp_path / "lone")}, ["train.batch_size=4"], model=tiny_model(), tokenizer=tiny_tokenizer(), progress=False)
+    lone = run(
+        r | {"out": str(tmp_path / "lone")},
+        ["train.batch_size=4"],
+        model=tiny_model(),
+        tokenizer=tiny_tokenizer(),
+        progress=False,
+    )
     both = deltaw.load(tiny_model(), tmp_path / "run" / "adapter").state()
     for name, tensor in lone.adapted.state().items():
         torch.testing.assert_close(both[name], tensor, rtol=1e-3, atol=1e-4)
     tokens = [json.loads((tmp_path / d / "run.json").read_text())["tokens"] for d in ("run", "lone")]
     assert tokens[0] == tokens[1]
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoint-4").iterdir())[1:3] == ["random-0", "random-1"]
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoint-4").iterdir())[1:3] == [
+        "random-0",
+        "random-1",
+    ]
 
 
 def test_the_sentinel_names_what_is_not_trained(tmp_path):
@@ -231,6 +275,23 @@ def test_from_a_directory_and_what_is_missing(tmp_path):
         run(r | {"model": None}, progress=False)
     with pytest.raises(SpecError, match="'data.path' is missing"):
         run(r | {"data": {}}, progress=False)
+
+
+def test_what_cannot_be_trained_and_a_loss_that_is_lost(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    r = recipe(tmp_path)
+    with pytest.raises(SpecError, match="no causal language model"):
+        run(
+            r,
+            model=BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)),
+            tokenizer=tiny_tokenizer(),
+        )
+    broken = tiny_model()
+    broken.model.norm.weight.data.fill_(float("nan"))
+    lost = run(r, model=broken, tokenizer=tiny_tokenizer(), progress=False)
+    lines = [json.loads(x) for x in (lost.dir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] is None and sum("not finite at step 1" in x.get("warning", "") for x in lines) == 1
 
 
 def test_small_parts(tmp_path):

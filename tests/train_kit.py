@@ -23,7 +23,10 @@ def tiny_tokenizer(template: str | None = CHATML) -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>", additional_special_tokens=["<|im_start|>"]
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
     )
     tokenizer.chat_template = template
     return tokenizer
@@ -49,7 +52,9 @@ def tiny_home(folder: Path, seed: int = 0) -> Path:
 
 
 def pairs(count: int = 24) -> list[dict[str, str]]:
-    return [{"prompt": f"say {'ab'[i % 2] * (1 + i % 5)}", "completion": "xy"[i % 2] * (1 + i % 3)} for i in range(count)]
+    return [
+        {"prompt": f"say {'ab'[i % 2] * (1 + i % 5)}", "completion": "xy"[i % 2] * (1 + i % 3)} for i in range(count)
+    ]
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -19,7 +19,9 @@ from ..errors import SpecError, need
 CONVERTER = "1"  # part of the cache key: raise it when a conversion changes
 
 
-def load_base(spec: str | os.PathLike[str], dtype: str | torch.dtype = "float32", attention: str | None = None) -> tuple[Any, Any]:
+def load_base(
+    spec: str | os.PathLike[str], dtype: str | torch.dtype = "float32", attention: str | None = None
+) -> tuple[Any, Any]:
     """(model, tokenizer) of a directory, a GGUF file, "package:NAME", or, explicitly from the network, "hub:ORG/NAME".
 
     A GGUF file is dequantised once; the result is kept under ~/.cache/deltaw (or $DELTAW_CACHE) by the file's hash.
@@ -61,7 +63,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 def find_base(spec: str) -> Path:
     """The directory or GGUF file a model spec points at."""
     if spec.startswith("package:"):
-        return _in_package(spec[len("package:"):])
+        return _in_package(spec[len("package:") :])
     path = Path(spec).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return path
@@ -70,7 +72,11 @@ def find_base(spec: str) -> Path:
     inside = sorted(path.glob("*.gguf")) if path.is_dir() else []
     if len(inside) == 1:
         return inside[0]
-    found = f"{len(inside)} GGUF files there, name one" if inside else ("no config.json there" if path.is_dir() else "no such path")
+    found = (
+        f"{len(inside)} GGUF files there, name one"
+        if inside
+        else ("no config.json there" if path.is_dir() else "no such path")
+    )
     raise SpecError(
         f"model '{spec}': expected a directory with config.json, a .gguf file, package:NAME or hub:ORG/NAME; found {found}"
     )
@@ -113,7 +119,9 @@ def _from_gguf(file: Path) -> Path:
     written (removed when the process ends)."""
     need("gguf", extra="train")
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+        digest = (
+            hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+        )
     place = cache_root() / "models" / f"{file.stem}-{digest[:16]}-{CONVERTER}"
     if (place / "config.json").is_file():
         return place

@@ -60,9 +60,13 @@ class Collate:
 
         out = {"input_ids": rows("input_ids", self.pad), "labels": rows("labels", IGNORE)}
         if "position_ids" in items[0]:
-            out["position_ids"] = torch.tensor([i["position_ids"] + list(range(width - len(i["position_ids"]))) for i in items])
+            out["position_ids"] = torch.tensor(
+                [i["position_ids"] + list(range(width - len(i["position_ids"]))) for i in items]
+            )
         else:
-            out["attention_mask"] = torch.tensor([[1] * len(i["input_ids"]) + [0] * (width - len(i["input_ids"])) for i in items])
+            out["attention_mask"] = torch.tensor(
+                [[1] * len(i["input_ids"]) + [0] * (width - len(i["input_ids"])) for i in items]
+            )
         return out
 
 

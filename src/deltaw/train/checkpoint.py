@@ -35,14 +35,16 @@ ADAPTER, TENSORS, STATE = "adapter", "state.safetensors", "state.json"
 def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     """`tree` with its tensors moved into `tensors` and everything in a form that JSON keeps: {"@": kind, ...}."""
     if isinstance(tree, Tensor):
-        full = tree.full_tensor() if hasattr(tree, "full_tensor") else tree  # FSDP2: collective, every rank gets it
-        tensors[path] = full.detach().cpu().contiguous().clone()
+        tensors[path] = tree.detach().cpu().contiguous().clone()
         return {"@": "tensor", "name": path}
     if isinstance(tree, dict):
         items = [[flatten(k, {}, path), flatten(v, tensors, f"{path}.{k}")] for k, v in tree.items()]
         return {"@": "dict", "items": items}
     if isinstance(tree, (list, tuple)):
-        return {"@": type(tree).__name__, "items": [flatten(v, tensors, f"{path}.{i}") for i, v in enumerate(tree)]}
+        return {
+            "@": type(tree).__name__,
+            "items": [flatten(v, tensors, f"{path}.{i}") for i, v in enumerate(tree)],
+        }
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
     raise StateMismatch(f"checkpoint: '{path}' is a {type(tree).__name__}, which is neither a tensor nor plain data")
@@ -83,15 +85,13 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def write(folder: Path, state: dict[str, Any], here: bool = True) -> None:
-    """`state` (plain data and tensors, nested) into an open checkpoint folder. Where tensors are sharded every process
-    has to call this, with `here` true on the one that writes."""
+def write(folder: Path, state: dict[str, Any]) -> None:
+    """`state` (plain data and tensors, nested) into an open checkpoint folder."""
     tensors: dict[str, Tensor] = {}
     tree = flatten(state, tensors)
-    if here:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / TENSORS)
-        (folder / STATE).write_text(json.dumps(tree), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / TENSORS)
+    (folder / STATE).write_text(json.dumps(tree), encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -100,7 +100,9 @@ def read(folder: Path) -> dict[str, Any]:
         tree = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return restore(tree, load_file(folder / TENSORS))  # type: ignore[no-any-return]
     except FileNotFoundError as error:
-        raise StateMismatch(f"{folder} is no checkpoint of deltaw: {Path(error.filename or STATE).name} is missing") from None
+        raise StateMismatch(
+            f"{folder} is no checkpoint of deltaw: {Path(error.filename or STATE).name} is missing"
+        ) from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StateMismatch(f"{folder}: the checkpoint is damaged ({error})") from error
 

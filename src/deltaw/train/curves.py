@@ -92,16 +92,25 @@ def _loss(train: list[tuple[float, float]], held: list[tuple[float, float]], top
     out = []
     for y in ticks(y0, y1):
         h = base - HEIGHT * (y - y0) / (y1 - y0)
-        out.append(f'<line x1="{left}" x2="{right}" y1="{h:.1f}" y2="{h:.1f}" stroke="#ddd"/>' + _text(left - 6, h + 4, f"{y:g}", "end"))
+        out.append(
+            f'<line x1="{left}" x2="{right}" y1="{h:.1f}" y2="{h:.1f}" stroke="#ddd"/>'
+            + _text(left - 6, h + 4, f"{y:g}", "end")
+        )
     for x in ticks(0, x1, 8):
         out.append(_text(left + (right - left) * x / max(x1, 1), base + 16, f"{x:g}", "middle"))
     out.append(_text(right, base + 32, "step", "end") + _text(20, top - 4, "loss"))
     for series, color, name in ((train, "#1f77b4", "training"), (held, "#d62728", "held out")):
         if series:
             path = " ".join(map(at, series))
-            out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"><title>{name}</title></polyline>')
-            out += [f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2.2" fill="{color}"/>' for p in path.split()]
-            out.append(f'<text x="{right - (10 if series is held else 80)}" y="{top + 4}" text-anchor="end" style="font:11px system-ui;fill:{color}">{name}</text>')
+            out.append(
+                f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"><title>{name}</title></polyline>'
+            )
+            out += [
+                f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2.2" fill="{color}"/>' for p in path.split()
+            ]
+            out.append(
+                f'<text x="{right - (10 if series is held else 80)}" y="{top + 4}" text-anchor="end" style="font:11px system-ui;fill:{color}">{name}</text>'
+            )
     return out
 
 
@@ -113,8 +122,12 @@ def _heat(norms: dict[str, dict[str, float]], top: int) -> tuple[list[str], int]
     for name, n in norms.items():
         found = re.search(r"\.(\d+)\.", f".{name}.")
         words = re.sub(r"\.\d+(?=\.)", "", f".{name}").rsplit(".", 2)[-2:]
-        grid.setdefault(".".join(w for w in words if w), {})[int(found.group(1)) if found else 0] = (name, n["relative"], n["delta"])
-    highest = max(r for row in grid.values() for _, r, _ in row.values()) or 1.0
+        grid.setdefault(".".join(w for w in words if w), {})[int(found.group(1)) if found else 0] = (
+            name,
+            n["relative"],
+            n["delta"],
+        )
+    highest = max((n["relative"] for n in norms.values() if math.isfinite(n["relative"])), default=0.0) or 1.0
     layers = max(k for row in grid.values() for k in row) + 1
     size = min(CELL, (WIDTH - LEFT - 20) / layers)
     out = [_text(20, top, f"|ΔW| / |W| by layer and module: white 0, dark {highest:.3g}")]
@@ -123,7 +136,8 @@ def _heat(norms: dict[str, dict[str, float]], top: int) -> tuple[list[str], int]
         out.append(_text(LEFT - 8, y + 13, kind, "end"))
         for layer, (name, relative, size_of) in row.items():
             share = relative / highest
-            fill = f"rgb({round(255 - 225 * share)},{round(255 - 150 * share)},{round(255 - 95 * share)})"
+            rgb = [round(255 - k * share) for k in (225, 150, 95)] if math.isfinite(share) else [0, 0, 0]
+            fill = f"rgb({rgb[0]},{rgb[1]},{rgb[2]})"
             out.append(
                 f'<rect x="{LEFT + layer * size:.1f}" y="{y}" width="{size - 1:.1f}" height="{CELL - 1}" fill="{fill}" '
                 f'stroke="#eee"><title>{escape(name)}: |ΔW| = {size_of:.4g}, {100 * relative:.3g} % of |W|</title></rect>'

@@ -20,7 +20,9 @@ COLUMNS = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-ALPACA = "Below is an instruction that describes a task{more}. Write a response that appropriately completes the request."
+ALPACA = (
+    "Below is an instruction that describes a task{more}. Write a response that appropriately completes the request."
+)
 
 
 @dataclass
@@ -70,7 +72,9 @@ def read_rows(path: str | Path, split: str = "train", limit: int | None = None) 
     elif kind == ".parquet":
         rows = need("pyarrow.parquet", extra="train").read_table(path).to_pylist()
     else:
-        raise SpecError(f"data: {path}: expected .jsonl, .json, .csv, .tsv, .parquet or a datasets directory; found '{kind}'")
+        raise SpecError(
+            f"data: {path}: expected .jsonl, .json, .csv, .tsv, .parquet or a datasets directory; found '{kind}'"
+        )
     if not rows:
         raise SpecError(f"data: {path} has no rows")
     return rows[:limit]
@@ -96,7 +100,9 @@ def _from_json(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise SpecError(f"data: {path}: no JSON ({error.msg} at line {error.lineno}); one object a line is .jsonl") from None
+        raise SpecError(
+            f"data: {path}: no JSON ({error.msg} at line {error.lineno}); one object a line is .jsonl"
+        ) from None
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise SpecError(f"data: {path}: expected a list of objects")
     return rows
@@ -122,11 +128,18 @@ def detect(rows: Sequence[Row], where: str = "data") -> str:
         if found.issuperset(columns):
             return name
     wanted = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in COLUMNS.items())
-    raise SpecError(f"{where}: the columns {', '.join(sorted(map(str, found)))} fit no format. Known formats need {wanted}")
+    raise SpecError(
+        f"{where}: the columns {', '.join(sorted(map(str, found)))} fit no format. Known formats need {wanted}"
+    )
 
 
 def examples(
-    rows: Sequence[Row], format: str = "auto", *, chat: bool = True, system: str | None = None, where: str = "data"
+    rows: Sequence[Row],
+    format: str = "auto",
+    *,
+    chat: bool = True,
+    system: str | None = None,
+    where: str = "data",
 ) -> tuple[list[Example], str]:
     """(examples, format). chat: make a conversation of prompt/completion and alpaca rows, under `system` if given."""
     if not rows:
@@ -158,12 +171,17 @@ def _conversation(row: Row, chat: bool, system: str | None, place: str) -> Examp
 
 def _messages(messages: Any, place: str) -> list[Message]:
     ok = isinstance(messages, (list, tuple)) and all(
-        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in messages
     )
     if not ok:
-        raise SpecError(f"{place}: messages are a list of {{role, content}} with text in both; found {str(messages)[:80]!r}")
+        raise SpecError(
+            f"{place}: messages are a list of {{role, content}} with text in both; found {str(messages)[:80]!r}"
+        )
     if not any(m["role"] == "assistant" for m in messages):
-        raise SpecError(f"{place}: no assistant turn to learn from; roles: {', '.join(m['role'] for m in messages) or 'none'}")
+        raise SpecError(
+            f"{place}: no assistant turn to learn from; roles: {', '.join(m['role'] for m in messages) or 'none'}"
+        )
     return [dict(m) for m in messages]
 
 

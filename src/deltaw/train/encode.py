@@ -37,11 +37,15 @@ class Encoded:
     def notes(self, max_length: int | None) -> list[str]:
         out = []
         if self.split:
-            out.append(f"{self.split} of {self.rows} texts are longer than max_length={max_length} and were split into pieces")
+            out.append(
+                f"{self.split} of {self.rows} texts are longer than max_length={max_length} and were split into pieces"
+            )
         if self.cut:
             out.append(f"{self.cut} of {self.rows} rows are longer than max_length={max_length} and were cut")
         if self.dropped:
-            out.append(f"{self.dropped} of {self.rows} rows were left out: nothing to learn in their first {max_length} tokens")
+            out.append(
+                f"{self.dropped} of {self.rows} rows were left out: nothing to learn in their first {max_length} tokens"
+            )
         return out
 
     def digest(self) -> str:
@@ -68,7 +72,9 @@ def render(tokenizer: Any, messages: Sequence[Message], prompt: bool = False) ->
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)  # type: ignore[no-any-return]
     except Exception as error:  # templates raise jinja errors of their own, e.g. for roles that do not alternate
-        raise SpecError(f"the chat template refuses a conversation with roles {[m['role'] for m in messages]}: {error}") from error
+        raise SpecError(
+            f"the chat template refuses a conversation with roles {[m['role'] for m in messages]}: {error}"
+        ) from error
 
 
 def segments(tokenizer: Any, example: Example) -> list[tuple[str, bool]]:

@@ -1,6 +1,6 @@
 """transformers' Trainer for adapters: the plan's optimiser, loss on label rows, checkpoints of the adapter only.
 
-Everything else (accumulation, clipping, schedules, DDP, FSDP, loggers) is the Trainer's own.
+Everything else (accumulation, clipping, schedules, DDP, loggers) is the Trainer's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..attach import Adapted
-from ..errors import StateMismatch
+from ..errors import SpecError, StateMismatch
 from . import checkpoint
 from .batches import Collate, Order, Rows
 from .encode import Encoded
@@ -66,7 +66,16 @@ class Engine(Trainer):
     lr_scheduler: Any
     data_collator: Any
 
-    def __init__(self, adapted: Adapted, t: TrainPart, out: Path, train: Encoded, held: Encoded | None, pad: int, progress: Progress):
+    def __init__(
+        self,
+        adapted: Adapted,
+        t: TrainPart,
+        out: Path,
+        train: Encoded,
+        held: Encoded | None,
+        pad: int,
+        progress: Progress,
+    ):
         self.adapted, self.t, self.held, self.progress = adapted, t, held, progress
         self.digest = train.digest()
         self.order = Order([len(i["input_ids"]) for i in train.items], t.batch_size, t.seed, t.sort_by_length)
@@ -81,8 +90,13 @@ class Engine(Trainer):
             train_dataset=Rows(train.items),
             eval_dataset=Rows(held.items) if held is not None else None,
         )
+        if self.accelerator.distributed_type.value in (
+            "FSDP",
+            "DEEPSPEED",
+        ):  # no process has the whole adapter
+            raise SpecError("training under FSDP or DeepSpeed is not supported yet: start the run with DDP (torchrun)")
         self.seen = torch.zeros((), dtype=torch.int64, device=self.args.device)
-        self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True  # `compute_loss` divides by all labels of a step
+        self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True  # `compute_loss` divides by a step's labels
         if cache is not None:  # the Trainer switches the model's own setting off, for generation too
             self.model.config.use_cache = cache
         self.remove_callback(PrinterCallback)
@@ -103,12 +117,22 @@ class Engine(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order
 
+    def _run_epoch(self, *args: Any, **kw: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed when done: the Trainer would make one more step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kw)  # type: ignore[no-untyped-call]
+
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Sum over labels / labels of the whole optimiser step (all micro-batches, all processes).
 
-        Times the number of processes, because DDP and FSDP average gradients."""
+        Times the number of processes, because DDP averages gradients."""
         assert not return_outputs, "nothing here asks for the vocabulary"
         mask = inputs.get("attention_mask")
         self.seen += mask.sum() if mask is not None else inputs["input_ids"].numel()
@@ -119,11 +143,15 @@ class Engine(Trainer):
         assert self.held is not None
         began = time.perf_counter()
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        sums = held_out(self.model, self.held, 2 * self.t.batch_size, self.data_collator.pad, self.args.device, rank, world)
+        pad, device = self.data_collator.pad, self.args.device
+        sums = held_out(self.model, self.held, 2 * self.t.batch_size, pad, device, rank, world)
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         if self.began is not None:  # the clock is of training
             self.began += time.perf_counter() - began
-        metrics = {"eval_loss": total / max(count, 1), "eval_perplexity": math.exp(min(total / max(count, 1), 700))}
+        metrics = {
+            "eval_loss": total / max(count, 1),
+            "eval_perplexity": math.exp(min(total / max(count, 1), 700)),
+        }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -156,17 +184,19 @@ class Engine(Trainer):
             new.mkdir(parents=True)
             self.adapted.save(new / checkpoint.ADAPTER)
             self.state.save_to_json(str(new / "trainer_state.json"))
+        tokens = here.reduce(self.seen.clone(), "sum")
+        if main:
+            state = {
+                "step": self.state.global_step,
+                "world": here.num_processes,
+                "data": self.digest,
+                "tokens": tokens,
+                "seconds": self.clock(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.lr_scheduler.state_dict(),
+            }
+            checkpoint.write(new, state)
         here.wait_for_everyone()
-        state = {
-            "step": self.state.global_step,
-            "world": here.num_processes,
-            "data": self.digest,
-            "tokens": here.reduce(self.seen.clone(), "sum"),
-            "seconds": self.clock(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.lr_scheduler.state_dict(),
-        }
-        checkpoint.write(new, state, main)
         checkpoint.write(new / f"random-{here.process_index}", checkpoint.random_state())
         here.wait_for_everyone()
         if main:
@@ -181,7 +211,7 @@ class Engine(Trainer):
             return
         state = checkpoint.read(Path(folder))
         if state["data"] != self.digest:
-            raise StateMismatch(f"{folder}: the training data, its order of rows or max_length/packing differ from the run to resume")
+            raise StateMismatch(f"{folder}: the training data (or max_length, packing) differ from the run to resume")
         if state["world"] != self.accelerator.num_processes:
             raise StateMismatch(
                 f"{folder} was written by {state['world']} processes, this run has {self.accelerator.num_processes}: "
@@ -189,10 +219,10 @@ class Engine(Trainer):
             )
         mine, saved = self.optimizer.state_dict(), state["optimizer"]
         if _names(mine) != _names(saved):
-            raise StateMismatch(f"{folder}: the optimiser's parameters differ from this run's (another plan or update rule?)")
+            raise StateMismatch(f"{folder}: the optimiser's parameters differ from this run's (another update rule?)")
         self.optimizer.load_state_dict(saved)
         self.lr_scheduler.load_state_dict(state["schedule"])
-        self.seen = state["tokens"].to(self.seen) * int(self.accelerator.is_main_process)  # logged as a sum over processes
+        self.seen = state["tokens"].to(self.seen) * int(self.accelerator.is_main_process)  # summed when logged
         self.seconds = state["seconds"]
         self.since = (self.seconds, int(state["tokens"]))
 
@@ -206,7 +236,9 @@ def _names(state: dict[str, Any]) -> list[Any]:
 
 
 @torch.no_grad()
-def held_out(model: Any, held: Encoded, batch_size: int, pad: int, device: Any, rank: int = 0, world: int = 1) -> Tensor:
+def held_out(
+    model: Any, held: Encoded, batch_size: int, pad: int, device: Any, rank: int = 0, world: int = 1
+) -> Tensor:
     """[sum of the loss, number of labels] over this process's share of the rows, in float64."""
     collate, was = Collate(pad), model.training
     sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -229,6 +261,7 @@ class Watch(TrainerCallback):
         self.engine, self.sentinel = engine, Sentinel({}, 0)
         self.lines: list[dict[str, Any]] = []
         self.found: dict[str, list[str]] | None = None
+        self.lost = False  # the loss has been not finite
         self.file = Path(engine.args.output_dir) / "metrics.jsonl"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -236,9 +269,10 @@ class Watch(TrainerCallback):
         if state.is_world_process_zero:
             done = state.global_step
             if done and self.file.is_file():  # drop what the killed run wrote after its checkpoint
-                old = (json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+                whole = [line for line in self.file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+                old = (json.loads(line) for line in whole)
                 self.lines = [r for r in old if r.get("step", 0) <= done]
-            self.file.write_text("".join(json.dumps(r) + "\n" for r in self.lines), encoding="utf-8")
+            self.file.write_text("".join(json.dumps(finite(r)) + "\n" for r in self.lines), encoding="utf-8")
             self.engine.progress.begin(state.max_steps, done)
         self.engine.began = time.perf_counter()
 
@@ -255,7 +289,7 @@ class Watch(TrainerCallback):
             control.should_log = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.sentinel.watching:  # a run shorter than the watch
+        if self.sentinel.watching and self.sentinel.left < self.engine.t.watch_steps:  # a run shorter than the watch
             self.findings(self.sentinel.report(), state)
 
     def findings(self, found: dict[str, list[str]], state: Any) -> None:
@@ -272,14 +306,22 @@ class Watch(TrainerCallback):
         self.record(line, state)
         if state.is_world_process_zero:
             self.engine.progress.metrics(line)
+        if not math.isfinite(line.get("loss", 0.0)) and not self.lost:
+            self.lost = True
+            text = f"the loss is not finite at step {state.global_step}: try a lower train.lr"
+            self.record({"warning": text, "step": state.global_step}, state)
+            if state.is_world_process_zero:
+                self.engine.progress.note(text, warning=True)
 
     def record(self, line: dict[str, Any], state: Any) -> None:
         if state.is_world_process_zero:
             self.lines.append(line)
             with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({k: _plain(v) for k, v in line.items()}) + "\n")
+                file.write(json.dumps(finite(line)) + "\n")
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: a value that is not finite is null."""
+def finite(value: Any) -> Any:
+    """JSON has no NaN: a value that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -47,7 +47,9 @@ def generate(
             x = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in part], device=device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in part], device=device)
             y = model.generate(
-                input_ids=x, attention_mask=mask, generation_config=_greedy(model, tokenizer, pad, max_new_tokens)
+                input_ids=x,
+                attention_mask=mask,
+                generation_config=_greedy(model, tokenizer, pad, max_new_tokens),
             )
             texts = tokenizer.batch_decode(y[:, width:], skip_special_tokens=True)
             for i, text in zip(part, texts):
@@ -145,7 +147,12 @@ def evaluate(
         if kind == "text":
             raise SpecError(f"{where}: plain text has no answers to compare; exact match needs prompts and completions")
         answers = generate(
-            model, tokenizer, [e.question for e in found], chat=False, max_new_tokens=max_new_tokens, batch_size=2 * batch_size
+            model,
+            tokenizer,
+            [e.question for e in found],
+            chat=False,
+            max_new_tokens=max_new_tokens,
+            batch_size=2 * batch_size,
         )
         right = [a.strip() == e.answer.strip() for a, e in zip(answers, found)]
         out["correct"], out["exact_match"] = sum(right), sum(right) / len(right)

@@ -14,8 +14,8 @@ log = logging.getLogger("deltaw.train")
 class Progress:
     """Silent: messages go to the logger "deltaw.train". Subclass it to show a run elsewhere."""
 
-    def begin(self, total: int, done: int = 0) -> None:
-        """The loop starts: `total` steps, `done` of them already made by the run that is resumed."""
+    def begin(self, total: int, done: int = 0, what: str = "training") -> None:
+        """A loop starts: `total` steps, `done` of them already made by the run that is resumed."""
 
     def step(self, done: int) -> None:
         """`done` steps are made."""
@@ -37,7 +37,7 @@ class Bar(Progress):
         rich = need("rich.progress", extra="train")
         self.console = console or need("rich.console", extra="train").Console(stderr=True)
         self.bar = rich.Progress(
-            rich.TextColumn("[bold]training"),
+            rich.TextColumn("[bold]{task.description}"),
             rich.BarColumn(),
             rich.MofNCompleteColumn(),
             rich.TextColumn("{task.fields[text]}"),
@@ -48,9 +48,11 @@ class Bar(Progress):
         )
         self.task: Any = None
 
-    def begin(self, total: int, done: int = 0) -> None:
+    def begin(self, total: int, done: int = 0, what: str = "training") -> None:
+        if self.task is not None:  # of an earlier loop: its last state has been printed
+            self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(what, total=total, completed=done, text="")
         self.bar.start()
-        self.task = self.bar.add_task("training", total=total, completed=done, text="")
 
     def step(self, done: int) -> None:
         self.bar.update(self.task, completed=done)
@@ -67,7 +69,9 @@ class Bar(Progress):
     def note(self, text: str, warning: bool = False) -> None:
         from rich.markup import escape
 
-        self.console.print(f"[yellow]warning:[/] {escape(text)}" if warning else f"[dim]{escape(text)}[/]", highlight=False)
+        self.console.print(
+            f"[yellow]warning:[/] {escape(text)}" if warning else f"[dim]{escape(text)}[/]", highlight=False
+        )
 
     def end(self) -> None:
         self.bar.stop()

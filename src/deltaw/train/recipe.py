@@ -144,7 +144,9 @@ class Loader(yaml.SafeLoader):  # type: ignore[misc,name-defined]
         return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -167,7 +169,11 @@ def _override(data: dict[str, Any], text: str) -> None:
     at = data
     for depth, word in enumerate(path):
         inner = at.get(word)
-        if isinstance(inner, str) and path[:depth + 1] in (["plan", "method"], ["plan", "init"], ["plan", "update"]):
+        if isinstance(inner, str) and path[: depth + 1] in (
+            ["plan", "method"],
+            ["plan", "init"],
+            ["plan", "update"],
+        ):
             inner = {"key": inner}
         elif isinstance(inner, str) and word == "plan" and depth == 0:
             inner = {"method": inner}

@@ -22,7 +22,7 @@ from .batches import keeps_rows_apart
 from .curves import picture, site_norms
 from .data import examples, read_rows
 from .encode import Encoded, encode, pack, set_template
-from .engine import Engine
+from .engine import Engine, finite
 from .generation import pad_id
 from .progress import Progress, choose
 from .recipe import Recipe, plain
@@ -72,7 +72,10 @@ def run(
     world = need("accelerate", extra="train").PartialState(cpu=not host.has_accelerator())
     main: bool = world.is_main_process
     allocator = host.tune_allocator() if r.train.tune_allocator else "left alone"
-    note(f"memory allocator {allocator}" + (" (train.tune_allocator=false leaves it alone)" if allocator == "tuned" else ""))
+    note(
+        f"memory allocator {allocator}"
+        + (" (train.tune_allocator=false leaves it alone)" if allocator == "tuned" else "")
+    )
     out = Path(r.out).expanduser()
     start = checkpoint.find(out, resume)
     if resume is True and start is None:
@@ -84,6 +87,8 @@ def run(
     world.wait_for_everyone()
     if model is None or tokenizer is None:
         model, tokenizer = _base(r, model, tokenizer)
+    if not getattr(model, "can_generate", lambda: True)() or getattr(model.config, "is_encoder_decoder", False):
+        raise SpecError(f"{type(model).__name__} is no causal language model, and recipes train only those")
     train, held = _data(r, tokenizer, note)
     if start is None:
         adapted = attach(model, r.the_plan())
@@ -99,7 +104,10 @@ def run(
             train.items = pack(train.items, r.train.max_length or max(len(i["input_ids"]) for i in train.items))
             note(f"packed {rows} rows into {len(train.items)}")
         else:
-            note("packing is off: with this model and attention implementation packed rows would read each other", True)
+            note(
+                "packing is off: with this model and attention implementation packed rows would read each other",
+                True,
+            )
     if main:
         r.save(out / "recipe.yaml")
     if r.train.grad_checkpointing:
@@ -152,7 +160,14 @@ def _data(r: Recipe, tokenizer: Any, note: Any) -> tuple[Encoded, Encoded | None
     if not train.items:
         raise SpecError(f"{d.path}: no row has anything to learn within max_length={length}")
     note(f"{len(train.items)} rows ({kind}), {train.tokens} tokens, {train.labels} of them learned")
-    return train, encode(held, tokenizer, length) if held is not None else None
+    if held is None:
+        return train, None
+    test = encode(held, tokenizer, length)
+    for text in test.notes(length):
+        note(f"held out: {text}", True)
+    if not test.items:
+        raise SpecError(f"no held-out row has anything to score within max_length={length}")
+    return train, test
 
 
 def _checkpointing(model: Any, on: bool) -> None:
@@ -177,7 +192,14 @@ def _set_aside(out: Path) -> None:
 
 
 def _finish(
-    r: Recipe, engine: Engine, out: Path, seconds: float, notes: list[str], tokenizer: Any, main: bool, allocator: str
+    r: Recipe,
+    engine: Engine,
+    out: Path,
+    seconds: float,
+    notes: list[str],
+    tokenizer: Any,
+    main: bool,
+    allocator: str,
 ) -> RunResult:
     """Adapter, picture and summary."""
     adapted, lines = engine.adapted, engine.watch.lines
@@ -186,7 +208,14 @@ def _finish(
         metrics.update({k: v for k, v in line.items() if k != "warning"})
     tokens = int(metrics.get("tokens", 0))
     result = RunResult(
-        adapted, metrics, out, seconds, tokens / seconds if seconds > 0 else 0.0, host.peak_rss(), tokenizer, notes
+        adapted,
+        metrics,
+        out,
+        seconds,
+        tokens / seconds if seconds > 0 else 0.0,
+        host.peak_rss(),
+        tokenizer,
+        notes,
     )
     if main:
         adapted.save(out / "adapter")
@@ -207,5 +236,5 @@ def _finish(
             "norms": norms,
             "adapter_dir": str(out / "adapter"),
         }
-        (out / "run.json").write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")
+        (out / "run.json").write_text(json.dumps(finite(summary), indent=1), encoding="utf-8")
     return result

@@ -67,5 +67,7 @@ def describe(found: dict[str, list[str]], steps: int, show: int = 5) -> list[str
         names: list[Any] = found.get(key, [])
         if names:
             more = f" and {len(names) - show} more" if len(names) > show else ""
-            out.append(f"{len(names)} trained tensors {words} in the first {steps} steps: {', '.join(names[:show])}{more}")
+            out.append(
+                f"{len(names)} trained tensors {words} in the first {steps} steps: {', '.join(names[:show])}{more}"
+            )
     return out
