@@ -15,12 +15,16 @@ def run(
     out: Annotated[str, typer.Option(help="Where the run goes.")] = "runs/demo",
     seed: Annotated[int, typer.Option(help="Of the questions to learn from and the adapter's start.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Few questions, only to see that it works.")] = False,
+    record: Annotated[Path | None, typer.Option(help="Also write the summary to this file.")] = None,
     json: AsJson = False,
 ) -> None:
     """Teach SmolLM2-135M a reasoning task on this CPU: accuracy before and after, adapter, certificate, report."""
     from ..demo import run as demo
 
     summary = demo(out, seed=seed, quick=quick, overrides=overrides or [], progress=True)
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_bytes((Path(out) / "summary.json").read_bytes())
     if json:
         as_json(summary)
     else:
