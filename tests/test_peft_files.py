@@ -15,7 +15,7 @@ from torch import nn
 import deltaw
 from deltaw import Plan
 from deltaw.errors import DeltawError, StateMismatch, TargetError
-from deltaw.methods import ABBA, HRA, IA3, DoRA, Drop, GraLoRA, HiRA, LoHa, LoKr, LoRA, RoAd, RsLoRA, SHiRA, VeRA
+from deltaw.methods import ABBA, HRA, IA3, DoRA, Drop, GraLoRA, HiRA, LoHa, LoKr, LoRA, RoAd, RsLoRA, SHiRA, VeRA, XLoRA
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -524,6 +524,47 @@ def test_a_loaded_adapter_beside_a_live_one_survives_a_failure(saved):
     with pytest.raises(DeltawError):
         deltaw.load(model, saved(r=4), "mine")
     deltaw.load(model, saved(r=4), "other")
+
+
+# ---- X-LoRA: a router with experts
+
+
+def test_xlora(tmp_path):
+    def fresh():
+        model = llama()
+        model.config.use_cache = False
+        return model
+
+    folders = {}
+    for k, (method, targets) in enumerate([(LoRA(r=2, alpha=5.0), ["q_proj", "down_proj"]), (RsLoRA(r=3), ["q_proj"])]):
+        expert = deltaw.attach(fresh(), Plan(method, targets=targets))
+        shake(expert.trainable().values())
+        folders[str(k)] = expert.save(tmp_path / f"e{k}")
+    model = fresh()
+    router = deltaw.route(model, folders, XLoRA(tau=0.5, gamma=1.5))
+    shake(router.trainable().values())
+    want = out(model)
+    router.save(tmp_path / "x")
+    again = fresh()
+    deltaw.load(again, tmp_path / "x")
+    assert torch.equal(out(again), want)
+    judge = peft.PeftModel.from_pretrained(fresh(), tmp_path / "x").eval()
+    with torch.no_grad():
+        assert (judge(input_ids=IDS).logits - want).abs().max() <= 1e-5
+    judge.save_pretrained(tmp_path / "y")  # PEFT 0.21.2 drops the classifier here
+    refused(tmp_path / "y", StateMismatch, "internal_xlora_classifier", "PEFT 0.21.2")
+    moved = (tmp_path / "x").rename(tmp_path / "moved")
+    for name in ("deltaw.json", "deltaw.safetensors"):  # as if PEFT had written it
+        os.remove(moved / name)
+    third = fresh()
+    loaded = deltaw.load(third, moved)
+    assert (out(third) - want).abs().max() <= 1e-5
+    assert loaded.state().keys() == router.state().keys()
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "adapters": {"0": "nowhere"}}))
+    refused(moved, StateMismatch, "nowhere")
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "xlora_depth": 3}))
+    refused(moved, StateMismatch, "xlora_depth")
 
 
 # ---- a real encoder

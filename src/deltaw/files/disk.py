@@ -56,6 +56,7 @@ def commit(directory: Any, files: dict[str, Writer], stale: Iterable[str] = ()) 
     work.mkdir()
     try:
         for name, write in files.items():
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
             write(work / name)
             _sync(work / name)
         if fresh:
@@ -64,6 +65,7 @@ def commit(directory: Any, files: dict[str, Writer], stale: Iterable[str] = ()) 
             for name in set(stale) - set(files):
                 (target / name).unlink(missing_ok=True)
             for name in files:
+                (target / name).parent.mkdir(exist_ok=True, parents=True)
                 os.replace(work / name, target / name)
         _sync(target)
     finally:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from ..errors import DeltawError
+from .disk import Writer
 
 if TYPE_CHECKING:
     from ..attach import Adapted
     from ..plan import Plan
+    from .load import Saved
 
 Tensors = dict[str, Tensor]
 
@@ -26,16 +29,19 @@ class Foreign(Protocol):
     name: str
     config_name: str
 
-    def write(self, adapted: Adapted, state: Tensors) -> tuple[dict[str, Any], Tensors]:
-        """(its configuration, its tensors); raises Inexpressible."""
+    def write(
+        self, adapted: Adapted, state: Tensors, directory: Path
+    ) -> tuple[dict[str, Any], Tensors, dict[str, Writer]]:
+        """(its configuration, its tensors, further files of the directory); raises Inexpressible."""
         ...
 
     def native(self, adapted: Adapted, tensors: Tensors) -> Tensors:
         """Its tensors under our names, for an attached (possibly still empty) adapter; raises StateMismatch."""
         ...
 
-    def plan(self, config: dict[str, Any], tensors: Tensors, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
-        """(our plan, the fields of the configuration that were not needed and have to be kept)."""
+    def plan(self, saved: Saved, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
+        """(our plan, the fields of the configuration that were not needed and have to be kept). May complete the tensors
+        of `saved` where the format leaves to its reader what follows from the base or from other files."""
         ...
 
     def plain_lora(self, adapted: Adapted, factors: dict[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], Tensors]:

@@ -126,7 +126,7 @@ def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool
             )
     else:
         assert saved.config is not None
-        plan, kept["peft"] = formats()["peft"].plan(saved.config, saved.tensors, model)
+        plan, kept["peft"] = formats()["peft"].plan(saved, model)
     from ..attach import attach
 
     session = model.__dict__.get(ATTRIBUTE)

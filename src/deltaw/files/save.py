@@ -35,9 +35,10 @@ def save_adapter(adapted: Adapted, directory: Any, peft: bool = True, seeds: boo
     state = {k: v.detach() for k, v in adapted.state().items()}
     kept: dict[str, Any] = adapted.__dict__.get("kept", {})
     config, packed, exact, reason = None, state, dict[str, Tensor](), "not asked for"
+    also: dict[str, Writer] = {}
     if peft:
         try:
-            config, packed = formats()["peft"].write(adapted, state)
+            config, packed, also = formats()["peft"].write(adapted, state, Path(directory))
             back = formats()["peft"].native(adapted, packed)
             exact = {k: v for k, v in state.items() if k not in back or not same(back[k], v)}
         except Inexpressible as error:
@@ -48,9 +49,7 @@ def save_adapter(adapted: Adapted, directory: Any, peft: bool = True, seeds: boo
             if same(fresh, state[name]):
                 seeded[name] = {"sha256": tensor_hash(fresh)}
         packed = {k: v for k, v in state.items() if k not in seeded}
-    elif seeds:
-        exact = {k: v for k, v in exact.items() if k not in seeded}
-    files: dict[str, Writer] = {TENSORS: tensors_writer(packed)}
+    files: dict[str, Writer] = {**also, TENSORS: tensors_writer(packed)}
     if exact:
         files[EXACT] = tensors_writer(exact)
     if config is not None:

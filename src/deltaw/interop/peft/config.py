@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import StateMismatch, TargetError, nearest
+from ...files.load import Saved
 from ...plan import Plan
 from ...sites import matches
 from ...sites.find import layer_index
@@ -27,9 +28,13 @@ COMMON = frozenset(
 HEADS = {"SEQ_CLS": {"classifier", "score"}, "TOKEN_CLS": {"classifier", "score"}, "QUESTION_ANS": {"qa_outputs"}}
 
 
-def plan_of(config: dict[str, Any], tensors: Named, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
-    """Our plan, and the fields that were not needed and are kept. Completes `tensors` where PEFT would when it loads."""
+def plan_of(saved: Saved, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
+    """Our plan, and the fields that were not needed and are kept. Completes the tensors where PEFT would as it loads."""
+    config, tensors = saved.config or {}, saved.tensors
     d = _known(config)
+    kept = {k: v for k, v in config.items() if k in KEPT or k in _unknown(config, d)}
+    if not d.targets:
+        return d.from_files(saved, model), kept
     names = rules.module_names(model)
     layers, to_save = config.get("layers_to_transform"), _to_save(config, names)
     plan = Plan(
@@ -42,7 +47,6 @@ def plan_of(config: dict[str, Any], tensors: Named, model: nn.Module) -> tuple[P
     for a in plan.resolve(model):
         if a.site.kind != "module" and a.method.key != "trainable_tokens" and (why := d.refusal(a)):
             raise StateMismatch(f"adapter_config.json: {a.site.name}: {why}")
-    kept = {k: v for k, v in config.items() if k in KEPT or k in _unknown(config, d)}
     return _sorted_tokens(d.prepare(config, tensors, plan, model), config, tensors, model), kept
 
 

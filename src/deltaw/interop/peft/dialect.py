@@ -19,6 +19,7 @@ class Dialect:
     """One `peft_type`. Subclasses fill in the tables, and override pack/unpack where a layout differs from ours.
 
     names: our tensor -> the part of PEFT's key behind "base_model.model.SITE."; shared: the same for model-wide ones.
+    apart: tensors that PEFT keeps elsewhere than in adapter_model.safetensors. targets: sites are named in the file.
     neutral: PEFT fields that must have one of the listed values, because others change the mathematics.
     """
 
@@ -27,6 +28,8 @@ class Dialect:
     kinds: ClassVar[frozenset[str]] = DENSE
     names: ClassVar[dict[str, str]] = {}
     shared: ClassVar[dict[str, str]] = {}
+    apart: ClassVar[frozenset[str]] = frozenset()
+    targets: ClassVar[bool] = True
     dropout: ClassVar[str | None] = None
     patterns: ClassVar[dict[str, str]] = {}
     handled: ClassVar[frozenset[str]] = frozenset()
@@ -53,6 +56,14 @@ class Dialect:
     def unpack(self, a: Assignment, t: P, own: P) -> P:
         """The tensors of a site back; `own` has ours, for their names and shapes."""
         return {k: t[self.names[k]].reshape(v.shape) for k, v in own.items()}
+
+    def config(self, adapted: Any, fields: dict[str, Any], directory: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the method's part of the configuration, further files), where names of targets are not the way to say it."""
+        return {}, {}
+
+    def from_files(self, saved: Any, model: Any) -> Any:
+        """The plan, where it follows from further files (`targets` is false); completes `saved`."""
+        raise NotImplementedError
 
     def prepare(self, config: dict[str, Any], tensors: P, plan: Any, model: Any) -> Any:
         """Complete what a file leaves out (PEFT draws or computes it when it loads); returns the plan."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from .dialect import DIALECTS, Dialect, bare, dialect_of, new
 
 if TYPE_CHECKING:
     from ...attach import Adapted
+    from ...files.disk import Writer
+    from ...files.load import Saved
 
 PEFT_VERSION = "0.21.2"
 
@@ -28,11 +31,20 @@ class PeftFormat:
 
     # ---- writing
 
-    def write(self, adapted: Adapted, state: Named) -> tuple[dict[str, Any], Named]:
+    def write(self, adapted: Adapted, state: Named, directory: Path) -> tuple[dict[str, Any], Named, dict[str, Writer]]:
         d = dialect_of(adapted.plan.method)  # type: ignore[arg-type]
         main, tensors = self._pack(adapted, state, d)
-        config = self._config(adapted, d, {a.site.name: f for a, f in main})
-        return config, tensors
+        if not d.targets:
+            config, files = d.config(adapted, main[0][1], directory)
+            kept = adapted.__dict__.get("kept", {}).get("peft", {})
+            return {**self._head(adapted, d), **config, **kept}, tensors, files
+        return self._config(adapted, d, {a.site.name: f for a, f in main}), tensors, {}
+
+    def _head(self, adapted: Adapted, d: Dialect) -> dict[str, Any]:
+        return {
+            "peft_type": d.type, "peft_version": PEFT_VERSION, "inference_mode": True, "auto_mapping": None,
+            "revision": None, "task_type": _task(adapted.model), "base_model_name_or_path": _origin(adapted.model),
+        }  # fmt: skip
 
     def _pack(
         self, adapted: Adapted, state: Named, d: Dialect
@@ -61,7 +73,7 @@ class PeftFormat:
                 fields = d.fields(inner, p) | ({d.dropout: rate} if d.dropout else {})
                 main.append((a, fields))
                 bared = Assignment(a.site, inner, a.shares, a.flip)
-                found = d.pack(bared, p)
+                found = d.pack(bared, {k: v for k, v in p.items() if k not in d.apart})
             out |= {f"{PREFIX}{a.site.name}.{k}": v for k, v in found.items()}
         for ours, theirs in d.shared.items():
             if ours in state:
@@ -91,9 +103,7 @@ class PeftFormat:
             ).most_common(1)[0][0]
         )
         config: dict[str, Any] = {
-            "peft_type": d.type, "peft_version": PEFT_VERSION, "inference_mode": True, "auto_mapping": None,
-            "revision": None, "task_type": _task(model), "base_model_name_or_path": _origin(model), **usual,
-            "modules_to_save": to_save or None,
+            **self._head(adapted, d), **usual, "modules_to_save": to_save or None,
         }  # fmt: skip
         if side:
             inner = {n for n, f in sites.items() if f["side"] == "in"}
@@ -159,12 +169,13 @@ class PeftFormat:
                 W = a.site.leaf().op
                 found = {"v": here[TOKENS], "v0": W.cols(ids.to(W.like.device)).detach().to(own["v0"]), "i": ids}
             else:
+                own = {k: v for k, v in own.items() if k not in d.apart}
                 found = d.unpack(Assignment(a.site, bare(a.method)[0], None, a.flip), here, own)
             out |= {f"{a.site.name}.{k}": v for k, v in found.items()}
         return out | {ours: tensors[theirs] for ours, theirs in d.shared.items() if ours in state}
 
-    def plan(self, config: dict[str, Any], tensors: Named, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
-        return plan_of(config, tensors, model)
+    def plan(self, saved: Saved, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
+        return plan_of(saved, model)
 
 
 def _of(state: Named, site: str, adapted: Adapted) -> Named:
