@@ -7,8 +7,25 @@ import torch
 
 from deltaw.errors import NotLinear, ShapeError
 from deltaw.ops import (
-    Affine, Base, BlockDiag, Dense, Diag, Eye, Hadamard, Kron, Map, Zero, add, chain, cost, delta, factors, rank_bound,
-    row_norm, scale, watch_dense,
+    Affine,
+    Base,
+    BlockDiag,
+    Dense,
+    Diag,
+    Eye,
+    Hadamard,
+    Kron,
+    Map,
+    Zero,
+    add,
+    chain,
+    cost,
+    delta,
+    factors,
+    rank_bound,
+    row_norm,
+    scale,
+    watch_dense,
 )  # fmt: skip
 from deltaw.ops import random as rng
 

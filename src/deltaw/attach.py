@@ -171,10 +171,10 @@ def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list
             if isinstance(p, Param) and p.scope != "site":
                 key = f"{p.scope}.{word}"
                 entry.shared[word] = (key, p.shape)
-                first, size, _ = wanted.setdefault(
+                earlier, size, _ = wanted.setdefault(
                     key, (p, list(p.shape), Start(p.scope, "shared", W, plan.seed, a.method))
                 )
-                if (first.seed, first.train) != (p.seed, p.train):
+                if (earlier.seed, earlier.train) != (p.seed, p.train):
                     raise SpecError(
                         f"'{word}' is shared by all sites, so overrides cannot give it another start at {a.site.name}"
                     )
