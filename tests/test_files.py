@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -338,6 +339,62 @@ def test_unknown_versions_and_fields(tmp_path):
     adapted.save(tmp_path / "b")
     assert json.load(open(tmp_path / "b" / "deltaw.json"))["remark"] == "kept"
     assert read(tmp_path / "b").unknown == ["remark"]
+
+
+JUNK = [
+    None,
+    -1,
+    3.5,
+    "x",
+    "(",
+    [],
+    ["("],
+    [1],
+    {},
+    {"(": 1},
+    [[]],
+    True,
+    "../x",
+    10**30,
+    [{"name": 1}],
+    [{"name": "x"}],
+]
+
+
+@pytest.mark.parametrize("method", [VeRA(r=2), LoRA(r=2)])
+def test_junk_in_any_field_is_a_typed_error_or_harmless(tmp_path, method):
+    saved(tmp_path, method, train_modules=["1.down"])
+    deltaw.load(net(), tmp_path).save(tmp_path, peft=False)
+    path = tmp_path / "deltaw.json"
+    good = json.loads(path.read_text())
+    model = net()
+    spots = [(None, k) for k in good] + [(w, k) for w in ("plan", "base", "files", "seeded") for k in good[w]]
+    for word, field in spots:
+        for value in JUNK:
+            card = {**good, field: value} if word is None else {**good, word: {**good[word], field: value}}
+            path.write_text(json.dumps(card))
+            try:
+                deltaw.load(model, tmp_path).detach()
+            except DeltawError:
+                pass
+            assert "_deltaw" not in model.__dict__, (word, field, value)
+
+
+def test_random_damage_of_the_tensors_is_a_typed_error_or_harmless(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "deltaw.json").unlink()
+    path = tmp_path / "adapter_model.safetensors"
+    good = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(draw.choice([1, 1, 5])):
+            data[draw.randrange(min(len(data), 2500))] = draw.randrange(256)
+        path.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
+        try:
+            deltaw.load(net(), tmp_path)
+        except DeltawError:
+            pass
 
 
 @pytest.mark.parametrize("name", ["../up", "/etc/passwd", "layers.0.up.weight", "forward", "layers[0]", "."])

@@ -321,6 +321,16 @@ def test_server_safe_export(which, tmp_path):
         assert (out(again) - out(model)).abs().max() <= 1e-5
 
 
+def test_server_safe_export_of_ties_and_convolutions(tmp_path):
+    for which, targets in (("tied", ["embed_tokens", "lm_head", "q_proj"]), ("conv", [*LAYERS, "emb", "head"])):
+        model = MODELS[which]()
+        adapted = deltaw.attach(model, Plan(LoRA(r=2, alpha=3.0), targets=targets))
+        shake(adapted.trainable().values())
+        adapted.to_lora().save(tmp_path / which)
+        judge = peft.PeftModel.from_pretrained(MODELS[which](), tmp_path / which).eval()
+        assert (out(judge) - out(model)).abs().max() <= 1e-5
+
+
 # ---- PEFT's silent failures
 
 
@@ -440,6 +450,27 @@ def test_unknown_fields_that_are_off_are_kept(saved, tmp_path):
         "some/base",
         "CAUSAL_LM",
     )
+
+
+JUNK = [None, -1, 0, 3.5, "x", "(", [], ["("], [1], {}, {"(": 1}, {"q_proj": "x"}, [[]], True, "../x", 10**30]
+
+
+@pytest.mark.parametrize("kind", ["LoraConfig", "VeraConfig", "LoKrConfig", "IA3Config"])
+def test_junk_in_any_field_is_a_typed_error_or_harmless(kind, tmp_path):
+    extra = {"feedforward_modules": []} if kind == "IA3Config" else {}
+    config = getattr(peft, kind)(target_modules=["q_proj"], **extra)
+    peft.get_peft_model(llama(), config).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    good = json.loads(path.read_text())
+    model = llama()
+    for field in good:
+        for value in JUNK:
+            path.write_text(json.dumps({**good, field: value}))
+            try:
+                deltaw.load(model, tmp_path).detach()
+            except DeltawError:
+                pass
+            assert "_deltaw" not in model.__dict__, (field, value)
 
 
 def test_unknown_peft_type(saved):

@@ -74,6 +74,8 @@ def commit(directory: Any, files: dict[str, Writer], stale: Iterable[str] = ()) 
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no handle for that
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,9 @@ def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool
         plan = saved.plan
         assert plan is not None
         kept["card"] = {k: saved.card[k] for k in saved.unknown}
+        for word in ("base", "seeded"):
+            if not isinstance(saved.card.get(word), dict):
+                raise StateMismatch(f"{saved.path / CARD}: '{word}' must be an object; found {saved.card.get(word)!r}")
         if saved.unknown:
             warnings.warn(
                 f"{saved.path / CARD} has fields unknown to this version, kept: {', '.join(saved.unknown)}",
@@ -125,13 +129,12 @@ def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool
                 "base, or pass any_base=True if you mean it"
             )
     else:
-        assert saved.config is not None
-        plan, kept["peft"] = formats()["peft"].plan(saved, model)
+        plan, kept["peft"] = _typed(saved, formats()["peft"].plan, saved, model)
     from ..attach import attach
 
     session = model.__dict__.get(ATTRIBUTE)
     live = session.live if session is not None else ()
-    adapted = attach(model, plan, name, empty=True)
+    adapted = _typed(saved, attach, model, plan, name, empty=True)
     try:
         if saved.card is not None:
             _compare_sites(saved, adapted)
@@ -143,6 +146,16 @@ def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool
         raise
     adapted.__dict__["kept"] = kept
     return adapted
+
+
+def _typed(saved: Saved, call: Any, *args: Any, **kw: Any) -> Any:
+    """call(...), where a value in a file may be of any type and size: what that leads to is an error of the file."""
+    try:
+        return call(*args, **kw)
+    except DeltawError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, re.error) as error:
+        raise StateMismatch(f"{saved.path}: the plan in this directory cannot be followed here: {error!r}") from error
 
 
 def _compare_sites(saved: Saved, adapted: Adapted) -> None:
@@ -214,7 +227,8 @@ def _seeded(saved: Saved, adapted: Adapted) -> dict[str, Tensor]:
             raise StateMismatch(
                 f"{saved.path / CARD}: seeded tensor '{name}' is none of this adapter{nearest(name, fresh)}"
             )
-        if fresh[name].device.type != "meta" and tensor_hash(fresh[name]) != facts.get("sha256"):
+        known = facts.get("sha256") if isinstance(facts, dict) else None
+        if fresh[name].device.type != "meta" and tensor_hash(fresh[name]) != known:
             raise StateMismatch(
                 f"{saved.path / CARD}: '{name}' drawn again from its seed has another checksum than when it was saved. "
                 "Save it with seeds=False where it was made, so that the tensor itself is in the file"

@@ -103,7 +103,9 @@ def delta(op: Op, W: Op) -> Op:
 
 def _without(terms: list[Op], same: Op | type) -> list[Op] | None:
     for k, t in enumerate(terms):
-        if t is same or (isinstance(same, type) and isinstance(t, same) and getattr(t, "plain", False)):
+        if t is same or (isinstance(t, Transpose) and isinstance(same, Transpose) and t.op is same.op):
+            return terms[:k] + terms[k + 1 :]
+        if isinstance(same, type) and isinstance(t, same) and getattr(t, "plain", False):
             return terms[:k] + terms[k + 1 :]
     return None
 
@@ -124,6 +126,11 @@ def _(op: Sum, W: Op) -> Op:
         if isinstance(term, Chain) and W in term.parts:
             return add(delta(term, W), *(op.terms[:k] + op.terms[k + 1 :]))
     return add(op, scale(-1.0, W))
+
+
+@delta.on(Transpose)
+def _(op: Transpose, W: Op) -> Op:
+    return delta(op.op, W.T).T  # the other end of a tied weight
 
 
 @delta.on(Chain)
