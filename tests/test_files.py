@@ -434,6 +434,28 @@ def test_quantised_or_not_is_the_same_site(tmp_path):
     deltaw.load(net(), edit(tmp_path, sites=[{**r, "kind": "opaque"} for r in rows]))
 
 
+def test_a_quantised_base_is_recognised_both_ways(tmp_path):
+    bnb = pytest.importorskip("bitsandbytes")
+
+    def quantised(seed=0):
+        model = net(seed, d=64)
+        for block in model.layers:
+            q = bnb.nn.Linear4bit(64, 128, compute_dtype=torch.float32, quant_type="nf4")
+            q.weight, q.bias = (
+                bnb.nn.Params4bit(block.up.weight.data, requires_grad=False, quant_type="nf4"),
+                block.up.bias,
+            )
+            block.up = q.to("cpu")
+        return model
+
+    assert fingerprint(quantised())["structure"] == fingerprint(net(d=64))["structure"]
+    shake(deltaw.attach(net(d=64), LoRA(r=2))).save(tmp_path / "a")
+    loaded = deltaw.load(quantised(), tmp_path / "a")
+    loaded.save(tmp_path / "b")
+    assert deltaw.load(net(d=64), tmp_path / "b").state().keys() == loaded.state().keys()
+    refused(tmp_path / "a", StateMismatch, "another base", model=quantised(1))
+
+
 # ---- merged models
 
 

@@ -134,7 +134,7 @@ def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool
 
     session = model.__dict__.get(ATTRIBUTE)
     live = session.live if session is not None else ()
-    adapted = _typed(saved, attach, model, plan, name, empty=True)
+    adapted: Adapted = _typed(saved, attach, model, plan, name, empty=True)
     try:
         if saved.card is not None:
             _compare_sites(saved, adapted)
