@@ -98,6 +98,7 @@ def test_a_run_leaves_everything(done):
 def test_peft_reads_the_adapter(done):
     pytest.importorskip("peft")
     peft = done[1]["peft"]
+    assert done[1]["logit_change"] > 1e-3
     assert peft["missing_keys"] == peft["unexpected_keys"] == 0 and peft["max_logit_difference"] < 1e-4
 
 
@@ -125,7 +126,7 @@ def test_what_a_model_says_stays_text(done):
         {"step": 3, "loss": float("inf")},
         {"step": 3, "eval_loss": 1.0},
     ]
-    made = page(summary | {"model": EVIL, "versions": {EVIL: EVIL}}, answers, history, norms, EVIL)
+    made = page(summary | {"model_name": EVIL, "versions": {EVIL: EVIL}}, answers, history, norms, EVIL)
     found = Reader(made)
     assert "script" not in found.seen and " ".join(found.text).count(EVIL) >= 8
 

@@ -19,7 +19,7 @@ def page(
     recipe: str,
 ) -> r.Safe:
     """HTML of a summary (see demo.run), all answers, the lines of metrics.jsonl, the norms of run.json, recipe.yaml."""
-    title = f"{s['model'].rpartition(':')[2]} learns {s['task']['name'].replace('_', ' ')}"
+    title = f"{s['model_name']} learns {s['task']['name'].replace('_', ' ')}"
     count, a = s["task"]["held_out"], s["adapter"]
     quick = r.tag("p", r.badge("quick run: few questions, to see that it works; its numbers mean nothing", False))
     loss = {
@@ -40,7 +40,7 @@ def page(
                 "accuracy after": f"{100 * s['accuracy_after']:.1f} %",
                 "training": duration(s["train_seconds"]),
                 "peak memory": f"{s['peak_rss_bytes'] / 1e9:.1f} GB",
-                f"trained numbers, {100 * a['share']:.2g} % of the base": f"{a['trainable'] / 1e6:.2f} M",
+                f"trained parameters, {100 * a['share']:.2g} % of the base": f"{a['trainable']:,}",
                 "adapter file": f"{a['file_bytes'] / 1e6:.1f} MB",
             }
         ),
@@ -93,8 +93,11 @@ def _answers(rows: Sequence[dict[str, str]]) -> r.Safe:
         return r.tag("span", r.tag("b", "✓ " if ok else "✗ ", class_="good" if ok else "bad"), row[when] or "(nothing)")
 
     return r.table(
-        ["question", "before", "after", "expected"],
-        [[row["prompt"].splitlines()[-1], cell(row, "before"), cell(row, "after"), row["completion"]] for row in rows],
+        ["words to reverse", "before", "after", "expected"],
+        [
+            [row["prompt"].rpartition(": ")[2], cell(row, "before"), cell(row, "after"), row["completion"]]
+            for row in rows
+        ],
     )
 
 
@@ -130,10 +133,11 @@ def _range(norms: dict[str, dict[str, float]]) -> str:
 def _adapter(s: dict[str, Any]) -> dict[str, Any]:
     a, peft = s["adapter"], s["peft"]
     out = {
+        "base": f"{s['model_name']} ({s['model']}), {a['base']:,} parameters",
         "directory": r.tag("code", s["adapter_dir"]),
         "method": a["method"],
         "sites": a["sites"],
-        "trained numbers": f"{a['trainable']:,}",
+        "trained parameters": f"{a['trainable']:,}",
         "mergeable": "yes" if a["mergeable"] else "no",
         "exact LoRA rank": a["exact_lora_rank"],
         "needs a dense base": "yes" if a["needs_dense_base"] else "no",
@@ -142,7 +146,8 @@ def _adapter(s: dict[str, Any]) -> dict[str, Any]:
     if peft:
         out["read by PEFT"] = (
             f"PEFT {peft['version']}: {peft['missing_keys']} missing and {peft['unexpected_keys']} unexpected keys, logits "
-            f"differ by at most {peft['max_logit_difference']:.2g}"
+            f"differ by at most {peft['max_logit_difference']:.2g} (the adapter itself changes them by up to "
+            f"{s['logit_change']:.3g})"
         )
     return out
 
@@ -169,7 +174,7 @@ def _machine(s: dict[str, Any]) -> dict[str, Any]:
         "training": f"{duration(t['train'])}, {s['tokens']:,} tokens, {s['tokens_per_second']:.0f} tokens/s",
         "answers before, after": f"{duration(t['answers_before'])}, {duration(t['answers_after'])}",
         "everything": duration(t["all"]),
-        "peak memory of the process": f"{s['peak_rss_bytes'] / 1e9:.2f} GB",
+        "peak memory of the process": ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in s["peaks"].items()),
         "processor": f"{m['cpu']}, {m['cores']} cores, {m['torch_threads']} threads, {m['cpu_capability']}",
         "load average, start and end": f"{m['load_before']}, {m['load_after']}",
         "seeds": ", ".join(f"{k} {v}" for k, v in s["seeds"].items()),

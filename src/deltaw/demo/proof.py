@@ -16,18 +16,21 @@ from ..merge import output
 
 
 def proof(model: Any, directory: Path, probe: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """{"certificate", "facts", "peft"} of the adapter in `directory` on a base it was not trained on this copy of.
+    """{"certificate", "facts", "peft", "logit_change"} of the adapter in `directory` on a base it was not trained on this copy of.
 
     certificate: of the merge (see deltaw.merge). facts: mergeable, exact LoRA rank, needs a dense base. peft: largest
     difference of the logits from PEFT's own reading of the directory, and the keys PEFT misses; None without PEFT.
+    logit_change: the largest change that the adapter makes, to judge the differences by.
     The model is left as it came.
     """
-    adapted = load(model, directory)
     with torch.no_grad():
+        base = output(model(**probe))
+        adapted = load(model, directory)
         want = output(model(**probe))
     out = {"certificate": adapted.merge(probe).certificate.to_dict(), "facts": facts(adapted)}
     adapted.detach()
-    return {**out, "peft": _peft(model, directory, probe, want)}
+    change = float((want - base).abs().max())
+    return {**out, "peft": _peft(model, directory, probe, want), "logit_change": change}
 
 
 def _peft(model: Any, directory: Path, probe: dict[str, torch.Tensor], want: torch.Tensor) -> dict[str, Any] | None:

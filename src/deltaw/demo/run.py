@@ -58,6 +58,7 @@ def run(
     need("transformers", extra="demo")
     from ..train import Recipe, load_base
     from ..train import run as train
+    from ..train.base import find_base
     from ..train.host import peak_rss, tune_allocator
     from ..train.progress import choose
 
@@ -78,15 +79,18 @@ def run(
     net, tokenizer = load_base(model, plan.train.dtype)
     shipped = net.config._attn_implementation  # the fast one for answering
 
+    peaks = {"loaded": peak_rss()}
     before = ask(net, tokenizer, held, show, "before")
     show.note(f"before: {100 * before['accuracy']:.1f} % of {len(held)} held-out questions answered exactly right")
+    peaks["answers before"] = peak_rss()
     net.set_attn_implementation(plan.train.attention or shipped)
     cpu = time.process_time()
     result = train(plan, model=net, tokenizer=tokenizer, progress=show)
-    cpu = time.process_time() - cpu
+    cpu, peaks["training"] = time.process_time() - cpu, peak_rss()
     net.set_attn_implementation(shipped)
     after = ask(net, tokenizer, held, show, "after")
     show.note(f"after: {100 * after['accuracy']:.1f} %")
+    peaks["answers after"] = peak_rss()
     answers = [
         {**row, "before": b, "after": a} for row, b, a in zip(held, before["answers"], after["answers"], strict=True)
     ]
@@ -94,29 +98,31 @@ def run(
 
     show.note("reading the saved adapter back, merging it" + (", comparing with PEFT" if "peft" in versions() else ""))
     directory = out / "adapter"
-    report, timer = result.adapted.report(), time.perf_counter()
+    report, seconds, timer = result.adapted.report(), result.train_seconds, time.perf_counter()
     result.adapted.detach()
-    del net
+    del net, result
     proved = proof(load_base(model, "float32")[0], directory, _probe(tokenizer, held[0]["prompt"]))
     (out / "certificate.json").write_text(json.dumps(proved["certificate"], indent=1) + "\n", encoding="utf-8")
+    peaks["merging"] = peak_rss()
     logged = json.loads((out / "run.json").read_text(encoding="utf-8"))
     summary = {
         "quick": quick,
         "accuracy_before": before["accuracy"],
         "accuracy_after": after["accuracy"],
-        "train_seconds": round(result.train_seconds, 1),
+        "train_seconds": round(seconds, 1),
         "peak_rss_bytes": peak_rss(),
         "adapter_dir": str(directory),
         "task": {"name": task.NAME, **task.CONFIG, "system": task.SYSTEM, "train": len(rows), "held_out": len(held)},
         "seeds": {"run": seed, "train": 1 + 1_000_000 * seed, "held_out": HELD_SEED},
         "model": model,
+        "model_name": model if model.startswith("hub:") else find_base(model).stem,
         "tokens": logged["tokens"],
         "tokens_per_second": logged["tokens_per_second"],
         "loss": logged["metrics"].get("loss"),
         "held_out_loss": logged["metrics"].get("eval_loss"),
         "seconds": {
             "answers_before": round(before["seconds"], 1),
-            "train": round(result.train_seconds, 1),
+            "train": round(seconds, 1),
             "train_cpu": round(cpu, 1),  # of all threads, with the held-out loss: what a busy machine cannot stretch
             "answers_after": round(after["seconds"], 1),
             "proof": round(time.perf_counter() - timer, 1),
@@ -125,6 +131,8 @@ def run(
         "adapter": report | {"file_bytes": (directory / "adapter_model.safetensors").stat().st_size} | proved["facts"],
         "certificate": proved["certificate"],
         "peft": proved["peft"],
+        "logit_change": proved["logit_change"],
+        "peaks": peaks,
         "versions": versions(),
         "machine": machine() | {"load_before": load_before, "load_after": load_average()},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

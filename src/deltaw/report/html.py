@@ -20,9 +20,9 @@ CSS = """
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 60rem; background: var(--back); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p { margin: .4rem 0; } .soft, figcaption { color: var(--soft); } figcaption { font-size: .85rem; margin-top: .3rem; }
+p { margin: .4rem 0; } figure + p, .wide + p { margin-top: 1rem; } .soft, figcaption { color: var(--soft); } figcaption { font-size: .85rem; margin-top: .3rem; }
 figure { margin: 0; } svg { display: block; width: 100%; height: auto; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.4rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(3, 1fr); gap: .75rem; margin: 1.4rem 0; }
 .tile, figure, .wide { background: var(--card); border: 1px solid var(--rule); border-radius: .5rem; padding: .8rem 1rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: .85rem; }
@@ -37,6 +37,7 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu 
 svg text { fill: var(--soft); font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 svg .strong { fill: var(--ink); font-weight: 600; } svg .rule { stroke: var(--rule); } svg .track { fill: var(--rule); opacity: .5; }
 svg .one { stroke: var(--one); } svg .two { stroke: var(--two); } svg .fill-one { fill: var(--one); } svg .fill-two { fill: var(--two); }
+@media (max-width: 34rem) { .tiles { grid-template-columns: 1fr 1fr; } body { padding: 1rem .75rem; } }
 @media print { body { max-width: none; padding: 0; } }
 """
 
