@@ -49,7 +49,8 @@ class Merged:
 
     def __init__(self, adapted: Adapted, probe: Any = None):
         self.adapted = adapted
-        self.names = self._names()
+        self.sources = self._sources()
+        self.names = list(self.sources)
         self.certificate = self._certify(probe)
 
     @torch.no_grad()
@@ -60,11 +61,15 @@ class Merged:
         for a in self.adapted.assignments:
             for full, index, tensor in _written(self.adapted, a):
                 if index is None:
-                    yield full, tensor.to(named[full].dtype).contiguous()
+                    tensor = tensor.to(named[full].dtype).contiguous()
+                    for name in (full, *self._aliases(full)):
+                        yield name, tensor
                 else:
                     stacks.setdefault(full, {})[index] = tensor.to(named[full].dtype)
         for full, parts in stacks.items():
-            yield full, torch.stack([parts.get(k, old) for k, old in enumerate(named[full].detach().unbind(0))])
+            tensor = torch.stack([parts.get(k, old) for k, old in enumerate(named[full].detach().unbind(0))])
+            for name in (full, *self._aliases(full)):
+                yield name, tensor
 
     def model(self) -> nn.Module:
         """A copy of the base with the merged weights and nothing attached; broken ties are untied in it."""
@@ -75,7 +80,7 @@ class Merged:
         for name, tensor in self.changed():
             made[name] = nn.Parameter(tensor, requires_grad=False)
         for name in made:
-            first = min([name, *(t for t in self._tied(name) if t in made)])  # both ends changed: still one tensor
+            first = min([name, *self._still_tied(name)])  # both ends changed in the same way: still one tensor
             path, _, word = name.rpartition(".")
             setattr(new.get_submodule(path), word, made[first])
         _say_untied(new, self.certificate.untied)
@@ -87,13 +92,28 @@ class Merged:
 
         return save_model(self, directory, max_shard_bytes)
 
-    def _names(self) -> list[str]:
-        return [w for a in self.adapted.assignments for w in dict.fromkeys(f for f, _, _ in _written(self.adapted, a))]
+    def _sources(self) -> dict[str, str]:
+        """The parameters that change, each with the site whose tensors change it."""
+        out: dict[str, str] = {}
+        for a in self.adapted.assignments:
+            for full in dict.fromkeys(f for f, _, _ in _written(self.adapted, a)):
+                for name in (full, *self._aliases(full)):
+                    out.setdefault(name, a.shares or a.site.name)
+        return out
 
     def _tied(self, name: str) -> list[str]:
         """The other names of the same base parameter."""
         named = dict(self.adapted.model.named_parameters(remove_duplicate=False))
         return [n for n, p in named.items() if p is named[name] and n != name]
+
+    def _still_tied(self, name: str) -> list[str]:
+        return [t for t in self._tied(name) if self.sources.get(t) == self.sources[name]]
+
+    def _aliases(self, name: str) -> list[str]:
+        """The other names of the same parameter of the same module: an instance that stands at several places."""
+        owner = {n: self.adapted.model.get_submodule(n.rpartition(".")[0]) for n in (name, *self._tied(name))}
+        word = name.rpartition(".")[2]
+        return [n for n, m in owner.items() if n != name and m is owner[name] and n.rpartition(".")[2] == word]
 
     @torch.no_grad()
     def _certify(self, probe: Any) -> Certificate:
@@ -115,7 +135,7 @@ class Merged:
                     off = float(torch.linalg.vector_norm((new.double() - old.double()) - wanted))
                     if norm > 0 and off / norm > lost:
                         lost, lost_at = off / norm, full
-        untied = [n for n in self.names if any(t not in self.names for t in self._tied(n))]
+        untied = [n for n in self.names if len(self._still_tied(n)) < len(self._tied(n))]
         worst, mean, size = self._compare(default_probe(model) if probe is None else probe)
         base_print = fingerprint(model, plan.train_modules)
         return Certificate(
@@ -140,7 +160,9 @@ class Merged:
         with Restore(shared, live=((self.adapted.name, 1.0),), off=False, rows=None):
             want = output(model(*args, **kwargs))
         with Restore(shared, off=True):
-            got = output(functional_call(model, dict(self.changed()), args, kwargs, tie_weights=False))
+            # one name per parameter of a module: functional_call would not put back what it swaps twice
+            new = {n: t for n, t in self.changed() if not any(other in self.names[: self.names.index(n)] for other in self._aliases(n))}
+            got = output(functional_call(model, new, args, kwargs, tie_weights=False))
         gap = (got.double() - want.double()).abs()
         return float(gap.max()), float(gap.mean()), float(want.abs().max())
 

@@ -161,7 +161,7 @@ class Plan:
                 if self.tie:  # a tied head sees the same new rows
                     found = [leaf_site(n, m) for n, m in where.modules.items() if m is not site.module]
                     ends = [s for s in found if s is not None and s.parameter() is site.parameter()]
-                    out += [Assignment(s, method, site.name, s.shape != site.shape) for s in ends]
+                    out += [Assignment(s, method, site.name, s.transposed != site.transposed) for s in ends]
         return out
 
 
@@ -174,7 +174,7 @@ def _tie(out: list[Assignment]) -> None:
             continue
         other = first.setdefault(id(parameter), a)
         if other is not a and other.site.module is not a.site.module and other.method == a.method:
-            a.shares, a.flip = other.site.name, other.site.shape != a.site.shape or other.site.kind != a.site.kind
+            a.shares, a.flip = other.site.name, other.site.transposed != a.site.transposed
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Site:
     pointwise: ClassVar[bool] = True  # `run` applies L to rows independently of each other, through L(x) or L.cols(i)
     index: int | None = None  # which expert of a stack
     window: int = 1  # how many of the n columns belong to one input channel
+    transposed: bool = False  # the parameter is stored (n, m)
 
     def __init__(self, name: str, module: nn.Module):
         self.name, self.module = name, module

@@ -41,7 +41,6 @@ class LinearBase(ModuleBase):
 
 class LinearSite(Site):
     kind = "linear"
-    transposed = False
 
     def __init__(self, name: str, module: nn.Module):
         super().__init__(name, module)

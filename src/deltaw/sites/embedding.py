@@ -26,6 +26,7 @@ class EmbeddingBase(LinearBase):
 
 class EmbeddingSite(Site):
     kind = "embedding"
+    transposed = True
 
     def __init__(self, name: str, module: Any):
         super().__init__(name, module)
