@@ -13,8 +13,9 @@ QUIET  := DELTAW_CACHE=$(CURDIR)/.cache HF_HOME=$(CURDIR)/.cache/huggingface HF_
 .PHONY: demo test lint format docs setup clean
 .DELETE_ON_ERROR:
 
+# PASSIVE: threads that wait by spinning made training ten times slower beside one other busy process on two cores.
 demo: $(READY)
-	$(QUIET) $(BIN)/deltaw demo $(ARGS)
+	$(QUIET) OMP_WAIT_POLICY=PASSIVE $(BIN)/deltaw demo $(ARGS)
 
 test: lint
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)

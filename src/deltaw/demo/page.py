@@ -175,7 +175,8 @@ def _machine(s: dict[str, Any]) -> dict[str, Any]:
         "answers before, after": f"{duration(t['answers_before'])}, {duration(t['answers_after'])}",
         "everything": duration(t["all"]),
         "peak memory of the process": ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in s["peaks"].items()),
-        "processor": f"{m['cpu']}, {m['cores']} cores, {m['torch_threads']} threads, {m['cpu_capability']}",
+        "processor": f"{m['cpu']}, {m['cores']} cores, {m['cpu_capability']}",
+        "threads in use": ", ".join(f"{k} {v}" for k, v in m["threads"].items()),
         "load average, start and end": f"{m['load_before']}, {m['load_after']}",
         "seeds": ", ".join(f"{k} {v}" for k, v in s["seeds"].items()),
     }

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import need
 from ..report import write
 from . import task
-from .machine import load_average, machine, versions
+from .machine import load_average, machine, use_threads, versions
 from .page import page
 from .proof import proof
 
@@ -79,15 +81,17 @@ def run(
     net, tokenizer = load_base(model, plan.train.dtype)
     shipped = net.config._attn_implementation  # the fast one for answering
 
-    peaks = {"loaded": peak_rss()}
+    most, peaks = torch.get_num_threads(), {"loaded": peak_rss()}
+    threads = {"answers before": use_threads(most)}  # asked anew at every stage: others come and go
     before = ask(net, tokenizer, held, show, "before")
     show.note(f"before: {100 * before['accuracy']:.1f} % of {len(held)} held-out questions answered exactly right")
     peaks["answers before"] = peak_rss()
     net.set_attn_implementation(plan.train.attention or shipped)
-    cpu = time.process_time()
+    threads["training"], cpu = use_threads(most), time.process_time()
     result = train(plan, model=net, tokenizer=tokenizer, progress=show)
     cpu, peaks["training"] = time.process_time() - cpu, peak_rss()
     net.set_attn_implementation(shipped)
+    threads["answers after"] = use_threads(most)
     after = ask(net, tokenizer, held, show, "after")
     show.note(f"after: {100 * after['accuracy']:.1f} %")
     peaks["answers after"] = peak_rss()
@@ -104,6 +108,7 @@ def run(
     proved = proof(load_base(model, "float32")[0], directory, _probe(tokenizer, held[0]["prompt"]))
     (out / "certificate.json").write_text(json.dumps(proved["certificate"], indent=1) + "\n", encoding="utf-8")
     peaks["merging"] = peak_rss()
+    torch.set_num_threads(most)
     logged = json.loads((out / "run.json").read_text(encoding="utf-8"))
     summary = {
         "quick": quick,
@@ -134,7 +139,7 @@ def run(
         "logit_change": proved["logit_change"],
         "peaks": peaks,
         "versions": versions(),
-        "machine": machine() | {"load_before": load_before, "load_after": load_average()},
+        "machine": machine() | {"threads": threads, "load_before": load_before, "load_after": load_average()},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     history = [json.loads(x) for x in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
