@@ -115,3 +115,131 @@ def test_one_module_at_two_places(tmp_path):
     torch.testing.assert_close(other(x), want)  # the second name once held the base's weight
     adapted.detach()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+# ---- lives of adapters: names, handles, contexts, overlapping models
+
+
+def linears(*sizes: int) -> nn.Sequential:
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])))
+
+
+@pytest.mark.parametrize("name", ["keys", "train", "type", "values", "training", "forward"])
+def test_an_adapter_named_like_a_word_of_torch(name):
+    model = linears(4, 4)
+    with pytest.raises(SpecError, match="another adapter name"):
+        attach(model, "lora", name)
+    assert not list(deltaw.adapters(model)) and model[0].weight.requires_grad  # it was left half attached
+
+
+def test_a_part_and_the_whole():
+    """The first adapter was silently passed over by the second."""
+    model = nn.Sequential(linears(4, 4), nn.Linear(4, 4))
+    attach(model[0], "lora", "part")
+    with pytest.raises(SpecError, match="through another model"):
+        attach(model, "lora", "whole")
+    other = nn.Sequential(model[0], nn.Linear(4, 2))
+    with pytest.raises(SpecError, match="through another model"):
+        attach(other, "lora")
+
+
+def test_a_handle_after_detach():
+    """It read and saved the tensors of the next adapter of its name."""
+    model = linears(4, 4)
+    old = attach(model, "lora")
+    old.detach()
+    attach(model, methods.LoRA(r=2))
+    for use in (old.state, old.trainable, old.merge, old.to_lora, old.report, old.pool, old.detach):
+        with pytest.raises(SpecError, match="detached"):
+            use()
+    assert "detached" in repr(old)
+
+
+def test_contexts_apply_when_entered_and_each_time():
+    model, x = linears(4, 4), torch.randn(2, 4)
+    base = model(x)
+    shake(attach(model, "lora", "a"))
+    on = model(x)
+    off = deltaw.disabled(model)
+    assert torch.equal(model(x), on)  # a forgotten `with` once switched everything off for good
+    for _ in range(2):
+        with off:
+            assert torch.equal(model(x), base)
+            with off:
+                assert torch.equal(model(x), base)
+            assert torch.equal(model(x), base)
+        assert torch.equal(model(x), on)
+
+
+@pytest.mark.parametrize("context", [deltaw.disabled, lambda m: deltaw.rows(m, ["a", "b"]), lambda m: deltaw.activate(m, "a")])
+def test_a_forward_that_raises_inside_a_context(context):
+    model, x = linears(4, 4), torch.randn(2, 4)
+    shake(attach(model, "lora", "a"))
+    shake(attach(model, "lora", "b"))
+    want = model(x)
+    with pytest.raises(RuntimeError), context(model):
+        model(torch.randn(2, 5))
+    assert torch.equal(model(x), want)
+
+
+def test_detaching_inside_contexts():
+    model = linears(4, 4)
+    a, b = attach(model, "lora", "a"), attach(model, "lora", "b")
+    deltaw.activate(model, "a")
+    with deltaw.rows(model, ["a", "b"]), pytest.raises(SpecError, match="rows"):
+        a.detach()  # its row would have run the base
+    with deltaw.activate(model, "b"):
+        a.detach()
+    assert model(torch.randn(2, 4)).shape == (2, 4) and not b.report()["live"]
+
+
+def test_children_of_a_sequential():
+    """nn.Sequential calls its children one after the other, what was attached included."""
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Tanh(), nn.Linear(6, 3))), torch.randn(2, 4)
+    base = model(x)
+    for plan in (Plan("vera", targets="0"), Plan(methods.LoRA(r=2), targets="0", train_modules=["1"])):
+        adapted = attach(model, plan)
+        torch.testing.assert_close(model(x), base)
+        shake(adapted)
+        want = model(x)
+        assert not torch.allclose(want, base)
+        torch.testing.assert_close(adapted.merge(x).model()(x), want)
+        adapted.detach()
+    assert torch.equal(model(x), base)
+
+
+def test_a_module_list_is_never_called():
+    """Its trained copy would have been used nowhere."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.out = nn.ModuleList([nn.Linear(4, 4)]), nn.Linear(4, 2)
+
+    with pytest.raises(TargetError, match="never called"):
+        attach(Net(), Plan("lora", targets=["out"], train_modules=["layers"]))
+
+
+def test_another_library_wraps_the_forward_while_attached():
+    model, x = linears(4, 4), torch.randn(2, 4)
+    base = model(x)
+    adapted = shake(attach(model, "lora"))
+    inner = model[0].forward
+    model[0].forward = lambda *a, **k: inner(*a, **k) + 1
+    adapted.detach()
+    assert torch.equal(model(x), base + 1)  # the wrapper stays
+    shake(attach(model, "lora"))
+    assert not torch.allclose(model(x), base + 1)
+
+
+def test_two_hundred_rounds_leave_nothing():
+    model, x = linears(4, 4, 4), torch.randn(2, 4)
+    keys, flags = list(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    for k in range(200):
+        first = attach(model, methods.LoRA(r=1), "a")
+        second = attach(model, methods.VeRA(r=2), "b")
+        model(x).sum().backward()
+        for adapted in (first, second) if k % 2 else (second, first):
+            adapted.detach()
+    assert list(model.state_dict()) == keys and [p.requires_grad for p in model.parameters()] == flags
+    assert "forward" not in model[0].__dict__ and "_deltaw" not in model.__dict__ and not model._forward_pre_hooks

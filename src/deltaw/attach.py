@@ -17,7 +17,7 @@ from .merge import Merged, merge
 from .mixed import Rows
 from .ops import Eye
 from .plan import Assignment, Plan, as_plan
-from .session import ATTRIBUTE, CHILD, POOL, SELF, Place, Restore, Session, session
+from .session import ATTRIBUTE, CHILD, POOL, SELF, Bag, Place, Restore, Session, session
 from .signals import PRODUCERS
 from .sites.experts import ExpertSite
 from .spec import Declared, Method, Param, Start
@@ -31,9 +31,15 @@ class Adapted:
 
     # ---- tensors
 
+    def _attached(self) -> Session:
+        shared = session(self.model)
+        if shared.adapters.get(self.name) is not self:
+            raise SpecError(f"this adapter ('{self.name}') has been detached; its handle leads nowhere")
+        return shared
+
     def entries(self) -> dict[str, Entry]:
         """Site name -> its tensors (sites that share another's are not listed)."""
-        places = session(self.model).places
+        places = self._attached().places
         out = {}
         for a in self.assignments:
             module, key = _address(a)
@@ -43,6 +49,7 @@ class Adapted:
 
     def pool(self) -> Entry | None:
         """The tensors all sites share."""
+        self._attached()
         bag = getattr(self.model, POOL, None)
         return bag[attribute(self.name)] if bag is not None and attribute(self.name) in bag else None
 
@@ -99,9 +106,12 @@ class Adapted:
 
     def detach(self) -> None:
         """Take the adapter off. When it was the last one the model is as it was before, bit for bit."""
+        self._attached()
         _remove(self.model, self.name)
 
     def __repr__(self) -> str:
+        if getattr(self.model.__dict__.get(ATTRIBUTE), "adapters", {}).get(self.name) is not self:
+            return f"Adapted('{self.name}': {self.plan.method}, detached)"
         r = self.report()
         return f"Adapted('{self.name}': {self.plan.method}, {r['sites']} sites, {r['trainable']:,} trainable)"
 
@@ -125,6 +135,15 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
     plan = as_plan(plan)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         raise SpecError(f"an adapter name is letters, digits, '_' and '-'; found {name!r}")
+    if hasattr(Bag(), attribute(name)):
+        raise SpecError(f"'{name}' is a word that torch modules use for themselves; choose another adapter name")
+    for path, module in model.named_modules():
+        found = module.__dict__.get("forward")
+        if isinstance(found, Place) and found.session is not model.__dict__.get(ATTRIBUTE):
+            raise SpecError(
+                f"{path or 'the model'} already carries an adapter that was attached through another model (a part, a "
+                "whole, or a copy); attach through that one, or detach there first"
+            )
     existing = model.__dict__.get(ATTRIBUTE)
     if existing is not None and name in existing.adapters:
         raise SpecError(f"an adapter '{name}' is already attached: detach it, or choose another name")
@@ -141,7 +160,7 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
         place.sites[key] = a.site
         bag = _bag(place.module, CHILD)
         if attribute(name) not in bag:
-            bag[attribute(name)] = nn.ModuleDict()
+            bag[attribute(name)] = Bag()
         bag[attribute(name)][attribute(key) or SELF] = entry  # type: ignore[operator]
         bag.train(place.module.training)  # a new module starts in training mode
     shared.live = ((name, 1.0),)
@@ -205,7 +224,7 @@ def _open(model: nn.Module) -> Session:
 
 def _bag(module: nn.Module, word: str) -> nn.ModuleDict:
     if word not in module._modules:
-        bag = nn.ModuleDict()
+        bag = Bag()
         bag.train(module.training)
         module.add_module(word, bag)
     return module._modules[word]  # type: ignore[return-value]
@@ -258,6 +277,8 @@ class Listener:
 def _remove(model: nn.Module, name: str) -> None:
     shared = session(model)
     shared.known(name)
+    if shared.rows is not None and name in shared.rows.order:
+        raise SpecError(f"'{name}' serves rows of the batch: leave the `with deltaw.rows(...)` block before detaching")
     for key, place in list(shared.places.items()):
         bag = place.module._modules[CHILD]
         assert isinstance(bag, nn.ModuleDict)
@@ -267,7 +288,9 @@ def _remove(model: nn.Module, name: str) -> None:
             del place.module._modules[CHILD]
             if place.hook is not None:
                 place.hook.remove()
-            if place.base.set_forward is None:
+            if place.module.__dict__.get("forward") is not place:
+                pass  # another library has wrapped it meanwhile; what it holds is the base's forward from now on
+            elif place.base.set_forward is None:
                 del place.module.__dict__["forward"]
             else:
                 place.module.__dict__["forward"] = place.base.set_forward
@@ -302,7 +325,7 @@ def activate(model: nn.Module, names: str | Sequence[str], weights: Sequence[flo
     if len(weights) != len(chosen):
         raise SpecError(f"{len(chosen)} adapters need {len(chosen)} weights; found {len(weights)}")
     pairs = tuple((n, w if isinstance(w, Tensor) else float(w)) for n, w in zip(chosen, weights))
-    return Restore(shared, live=pairs, signals={})
+    return Restore(shared, now=True, live=pairs, signals={})
 
 
 def disabled(model: nn.Module) -> Restore:
@@ -311,7 +334,12 @@ def disabled(model: nn.Module) -> Restore:
 
 
 def rows(model: nn.Module, names: Sequence[str | None]) -> Restore:
-    """`with deltaw.rows(model, ["a", None, "b"]):` row i of the batch runs under adapter names[i], or under none."""
+    """`with deltaw.rows(model, ["a", None, "b"]):` row i of the batch runs under adapter names[i], or under none.
+
+    Rows are told apart by the first axis of what a layer sees (or by tokens flattened row by row, and by whole groups
+    of copies, as beam search makes them). Layers that get time first, or tokens that a router has picked, are no place
+    for it.
+    """
     shared = session(model)
     for name in names:
         if name is not None:

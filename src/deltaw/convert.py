@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .errors import NotLinear, NotMergeable
 from .ops import Affine, Map, Op, delta, factors, watch_dense
-from .session import session
 
 if TYPE_CHECKING:
     from .attach import Adapted
@@ -42,7 +41,7 @@ def site_layer(adapted: Adapted, a: Any) -> Map:
     """The map one adapter makes of one site, alone and with weight 1."""
     from .attach import _address
 
-    shared = session(adapted.model)
+    shared = adapted._attached()
     module, key = _address(a)
     entry = shared.places[module].entry(adapted.name, key)
     assert entry is not None

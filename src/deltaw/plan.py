@@ -153,7 +153,7 @@ class Plan:
             for name in _pick(where, "train_modules", pattern, literal=True):
                 if not list(where.modules[name].parameters()):
                     raise TargetError(f"train_modules '{name}' has no parameters to train")
-                out.append(Assignment(ModuleSite(name, where.modules[name]), METHODS["full"]()))
+                out += [Assignment(site, METHODS["full"]()) for site in where.sites(name)]
         for pattern, ids in self.token_rows.items():
             for site in find(model, [pattern]):
                 method = METHODS["trainable_tokens"](ids=tuple(ids))  # type: ignore[call-arg]

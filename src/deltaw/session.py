@@ -25,6 +25,13 @@ SELF = "self"  # the key of the module's own entry; experts are keyed "attr__3"
 POOL = "deltaw_shared"  # on the root module: tensors shared by all sites of an adapter
 
 
+class Bag(nn.ModuleDict):
+    """Holds what is attached. An nn.Sequential calls all its children in turn: this one passes its input on."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
 class Session:
     """The shared state behind one model. Everything a forward looks at is here."""
 
@@ -55,20 +62,32 @@ def session(model: nn.Module) -> Session:
 
 
 class Restore:
-    """What `activate`, `disabled` and `rows` return: leave the `with` block and the earlier state is back."""
+    """What `activate`, `disabled` and `rows` return: leave the `with` block and the earlier state is back, also after
+    an exception. It may be entered again. The state belongs to the model, not to the thread."""
 
-    def __init__(self, shared: Session, **new: Any):
-        self.shared = shared
-        self.old = {k: getattr(shared, k) for k in new}
-        for k, v in new.items():
-            setattr(shared, k, v)
+    def __init__(self, shared: Session, now: bool = False, **new: Any):
+        self.shared, self.new = shared, new
+        self.old: list[dict[str, Any]] = []
+        self.ahead = now  # applied before it was entered
+        if now:
+            self._apply()
+
+    def _apply(self) -> None:
+        self.old.append({k: getattr(self.shared, k) for k in self.new})
+        for k, v in self.new.items():
+            setattr(self.shared, k, v)
 
     def __enter__(self) -> None:
-        return None
+        if not self.ahead:
+            self._apply()
+        self.ahead = False
 
     def __exit__(self, *_: object) -> None:
-        for k, v in self.old.items():
+        old = self.old.pop()
+        for k, v in old.items():
             setattr(self.shared, k, v)
+        if "live" in old:  # less what has been detached inside
+            self.shared.live = tuple((n, w) for n, w in self.shared.live if n in self.shared.adapters)
 
 
 def combine(site: Site, live: list[tuple[Entry, float | Tensor]], signals: dict[str, Tensor]) -> Map:
@@ -131,7 +150,7 @@ class Place:
         self.sites: dict[str, Site] = {}  # by local key: "" for the module itself, "attr.3" for an expert
 
     def entry(self, name: str, key: str = "") -> Entry | None:
-        bag = getattr(self.module, CHILD)
+        bag: Any = self.module._modules.get(CHILD, {})  # gone if another library still holds this forward after detach
         a, k = attribute(name), attribute(key) or SELF
         return bag[a][k] if a in bag and k in bag[a] else None
 

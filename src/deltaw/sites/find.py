@@ -87,6 +87,8 @@ class Candidates:
         if name in self.stacks:
             return list(experts.sites(*self.stacks[name]))
         module = self.modules[name]
+        if self.sort != "weight" and isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            raise TargetError(f"'{name}' is a {type(module).__name__}, which is never called; name the modules inside it")
         if self.sort == "stream":
             return [StreamSite(name, module, width(self.model, module))]
         if self.sort == "module":
