@@ -31,7 +31,7 @@ FACTS = (
 )
 
 
-def child(*words: str, code: str = "from deltaw_command import entry; entry()") -> subprocess.CompletedProcess[str]:
+def child(*words: str, code: str = "from deltaw.cli import entry; entry()") -> subprocess.CompletedProcess[str]:
     """The console script in a process of its own."""
     env = {**os.environ, "PYTHONPATH": str(SRC)}
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=env, timeout=300)
@@ -65,22 +65,13 @@ def js(cli):
 # ---- the shell itself
 
 
-def test_help_starts_without_torch():
-    code = "import sys\ntry:\n from deltaw_command import entry; entry()\nfinally: print('torch' in sys.modules)"
-    done = child("--help", code=code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().endswith("False")
-    for name in (n for names in COMMANDS.values() for n in names):
-        assert f" {name} " in done.stdout
-    assert child("methods", "--help", code=code).stdout.rstrip().endswith("False")
-
-
-def test_help_takes_less_than_a_second_and_a_half_of_processor_time():
-    before = os.times()
-    child("--help")
-    after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    assert used < 1.5, f"{used:.2f} s"
+def test_help_imports_no_extra():
+    code = "import sys\ntry:\n from deltaw.cli import entry; entry()\nfinally: print('transformers' in sys.modules)"
+    for words in ([], ["--help"], ["train", "-h"]):
+        done = child(*words, code=code)
+        assert "Usage" in done.stdout and done.stdout.strip().endswith("False")
+    everything = child("--help").stdout
+    assert all(f" {name} " in everything for names in COMMANDS.values() for name in names)
 
 
 def test_the_module_is_the_command():

@@ -1,5 +1,5 @@
 """`python -m deltaw`: the same as the command `deltaw`."""
 
-from .cli import main
+from .cli import entry
 
-raise SystemExit(main())
+entry()

@@ -1,14 +1,21 @@
 """The command line, `deltaw`: one small file per command.
 
-A command's module imports only the standard library and typer at its top; torch and the extras are imported when the
-command runs, so that help needs neither (see src/deltaw_command.py). Errors of `deltaw.errors` (and of files that cannot be opened) become one
-line on stderr and exit code 2; `--debug`, anywhere on the line, shows the traceback instead.
+A command's module imports only the standard library and typer at its top; the extras are imported when the command
+runs. Errors of `deltaw.errors` (and of files that cannot be opened) become one line on stderr and exit code 2;
+`--debug`, anywhere on the line, shows the traceback instead.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
+
+
+def entry() -> None:
+    """The console script."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports optional kernels that it lacks on a CPU
+    raise SystemExit(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
