@@ -44,6 +44,24 @@ class Session:
         self.places: dict[str, Place] = {}
         self.frozen: list[Tensor] = []  # base parameters that required a gradient before
         self.hook: Any = None
+        self.seen: set[Any] = set()  # what was chosen in passes that keep a graph
+
+    def check(self) -> None:
+        """Gradient checkpointing runs forwards again inside the backward pass: under another choice of adapters than
+        the first time the gradients would be of something else, so that is refused."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        live = tuple((n, id(w) if isinstance(w, Tensor) else w) for n, w in self.live)
+        now = (live, self.off, id(self.rows) if self.rows is not None else 0)
+        if torch._C._current_graph_task_id() == -1:  # not inside a backward pass
+            if len(self.seen) > 1000:
+                self.seen.clear()
+            self.seen.add(now)
+        elif self.seen and now not in self.seen:
+            raise SpecError(
+                "gradient checkpointing is running a forward again, but other adapters are live now than then: call "
+                "backward inside the same `with` block, or before choosing others"
+            )
 
     def known(self, name: str) -> str:
         if name not in self.adapters:
@@ -164,6 +182,7 @@ class Place:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         s = self.session
+        s.check()
         if s.off:
             return self.base.forward(*args, **kwargs)
         if "" in self.sites:
