@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import NotMergeable
 from ..ops import Affine
 from .base import ModuleBase, Site
+
+
+def _autocast(x: Tensor) -> bool:
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 class LinearBase(ModuleBase):
@@ -33,7 +38,7 @@ class LinearBase(ModuleBase):
         return F.linear(y, self.weight().mT.to(y.dtype))
 
     def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is self.bias and x.dtype == self.like.dtype:
+        if bias is self.bias and (x.dtype == self.like.dtype or _autocast(x)):
             return self.forward(x)  # type: ignore[no-any-return]
         y = self(x)
         return y if bias is None else y + bias.to(y.dtype)
@@ -67,7 +72,7 @@ class Conv1DSite(LinearSite):
 
 
 def site(name: str, module: nn.Module) -> Site | None:
-    if type(module).forward is nn.Linear.forward:
+    if type(module).forward is nn.Linear.forward and "weight" in module._parameters:  # else it is computed: opaque
         return LinearSite(name, module)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return Conv1DSite(name, module)

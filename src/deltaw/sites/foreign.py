@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from ..errors import NotMergeable, need
+from ..errors import NotLinear, NotMergeable, need
 from ..ops import Affine
 from .base import ModuleBase, Site
 
@@ -24,6 +25,15 @@ class OpaqueBase(ModuleBase):
     def __init__(self, module: Any, shape: tuple[int, int], decode: Decode):
         super().__init__(module)
         self.shape, self.decode = shape, decode
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        y = super().forward(*args, **kwargs)
+        if not isinstance(y, Tensor):
+            raise NotLinear(
+                f"{type(self.module).__name__} puts out a {type(y).__name__}, not the tensor of a linear layer; leave "
+                "this layer out (exclude=...)"
+            )
+        return y
 
     @property
     def like(self) -> Tensor:
@@ -45,7 +55,7 @@ class OpaqueBase(ModuleBase):
 
     def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if bias is self.bias:
-            return self.forward(x)  # type: ignore[no-any-return]
+            return self.forward(x)
         y = self(x)
         return y if bias is None else y + bias.to(y.dtype)
 
@@ -62,8 +72,8 @@ class OpaqueSite(Site):
 
     def written(self, W: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         raise NotMergeable(
-            f"{self.name}: the base layer is {type(self.module).__name__}; merging would have to quantise again. "
-            "Load the base in 16 or 32 bits to merge, or keep the adapter separate"
+            f"{self.name}: the base layer is {type(self.module).__name__}, whose weight is not stored as it is used; "
+            "merging would have to encode or quantise again. Load the base in 16 or 32 bits to merge, or keep the adapter separate"
         )
 
 
@@ -108,9 +118,15 @@ provide(_bnb("Linear4bit"), _out_in, _decode4)
 provide(_bnb("Linear8bitLt"), _out_in, _decode8)
 
 
-# Any other subclass of nn.Linear that has its own forward but an ordinary floating-point weight
+def _own_forward(m: nn.Module) -> bool:
+    """Any other nn.Linear: a forward of its own, or a parametrised weight (reading that one may change its state)."""
+    if not isinstance(m, nn.Linear) or is_parametrized(m):
+        return isinstance(m, nn.Linear)
+    return m.weight.is_floating_point() and m.weight.dim() == 2
+
+
 provide(
-    lambda m: isinstance(m, nn.Linear) and m.weight.is_floating_point() and m.weight.dim() == 2,
+    _own_forward,
     _out_in,
     lambda m: m.weight,
 )
