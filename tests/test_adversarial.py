@@ -243,3 +243,156 @@ def test_two_hundred_rounds_leave_nothing():
             adapted.detach()
     assert list(model.state_dict()) == keys and [p.requires_grad for p in model.parameters()] == flags
     assert "forward" not in model[0].__dict__ and "_deltaw" not in model.__dict__ and not model._forward_pre_hooks
+
+
+# ---- what a base layer may be
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.orthogonal,
+        lambda layer: nn.utils.parametrizations.spectral_norm(layer),
+        pytest.param(nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore")),
+    ],
+)
+@pytest.mark.parametrize("key", ["lora", "dora", "ia3"])
+def test_a_parametrised_layer_is_opaque(wrap, key):
+    """Reading a spectral norm in training mode moves its buffers: attaching did so; merging ended in a KeyError."""
+    model, x = nn.Sequential(wrap(nn.Linear(8, 6))), torch.randn(3, 8)
+    before = copy.deepcopy(model.state_dict())
+    adapted = attach(model, Plan(methods.LoRA(r=2) if key == "lora" else key))
+    if key != "dora":  # its start needs the norms of W
+        assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+    model.eval()
+    with deltaw.disabled(model):
+        base = model(x)
+    torch.testing.assert_close(model(x), base)
+    shake(adapted)
+    assert not torch.allclose(model(x), base)
+    with pytest.raises(NotMergeable):
+        adapted.merge(x)
+    adapted.detach()
+    assert torch.equal(model(x), base)
+
+
+def test_a_linear_layer_that_gives_no_tensor():
+    """Llama 4's router is an nn.Linear that returns a pair."""
+
+    class Router(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).topk(1)
+
+    model = nn.Sequential(Router(4, 4))
+    attach(model, "lora")
+    with pytest.raises(DeltawError, match="exclude"):
+        model(torch.randn(2, 4))
+
+
+def test_the_padding_row_gets_no_gradient():
+    model = nn.Sequential(nn.Embedding(10, 8, padding_idx=0, sparse=True))
+    adapted = shake(attach(model, Plan(methods.LoRA(r=2), targets=["0"])))
+    model(torch.tensor([[0, 0, 3]])).sum().backward()
+    grad = adapted.state()["0.A"].grad
+    assert grad[:, 0].abs().max() == 0 and grad[:, 3].abs().max() > 0
+
+
+# ---- numbers at the edge
+
+
+def test_dora_over_rows_of_zeros():
+    """A pruned row gave 0/0."""
+    model, x = linears(8, 6), torch.randn(3, 8)
+    model[0].weight.data[2] = 0
+    want = model(x)
+    adapted = attach(model, "dora")
+    torch.testing.assert_close(model(x), want)
+    shake(adapted)
+    model(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in adapted.trainable().values())
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("out", [6, 1])
+def test_inits_from_more_directions_than_there_are(init, out):
+    """With one output the factors were broadcast."""
+    with pytest.raises(ShapeError, match="directions"):
+        attach(linears(8, out), Plan(methods.LoRA(r=7), init=init))
+
+
+@pytest.mark.parametrize("alpha", [0.0, -2.0, float("nan")])
+def test_inits_that_divide_by_the_scale(alpha):
+    with pytest.raises(SpecError, match="scale"):
+        attach(linears(8, 6), Plan(methods.LoRA(r=2, alpha=alpha), init="pissa"))
+
+
+@pytest.mark.parametrize("r", [0, -1, 2.0])
+def test_impossible_ranks(r):
+    with pytest.raises(SpecError):
+        attach(linears(8, 6), methods.LoRA(r=r))
+
+
+def test_a_rank_above_the_sizes():
+    """Gates with one output under a common rank: still plain factors."""
+    model, x = linears(8, 6, 1), torch.randn(3, 8)
+    adapted = shake(attach(model, methods.LoRA(r=9)))
+    torch.testing.assert_close(adapted.merge(x).model()(x), model(x))
+    B, A = adapted.to_lora().factors["1"]
+    assert B.shape == (1, 9) and A.shape == (9, 6)
+    assert adapted.to_lora(1).error["1"] < 1e-6
+
+
+def test_the_start_under_autocast_is_the_base():
+    """The bias was added after rounding, not inside the kernel."""
+    model, x = linears(16, 32, 8), torch.randn(4, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = model(x)
+        attach(model, "lora")
+        assert torch.equal(model(x), want)
+
+
+# ---- rows
+
+
+def test_rows_follow_the_weights():
+    """What is stacked for a generation must not outlive a step of training inside the same block."""
+    model, x = linears(16, 16), torch.randn(2, 16)
+    adapted = shake(attach(model, methods.LoRA(r=2), "a"))
+    with deltaw.rows(model, ["a", "a"]):
+        with torch.no_grad():
+            model(x)
+        assert model(x).requires_grad
+        with torch.no_grad():
+            shake(adapted)
+            got = model(x)
+        with torch.inference_mode():
+            model(x)
+        model(x).sum().backward()
+    torch.testing.assert_close(got, model(x).detach())
+    assert adapted.state()["0.A"].grad is not None
+
+
+# ---- gradient checkpointing
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputing_under_other_adapters_is_refused(reentrant):
+    """The forward ran under one adapter, the recomputation in backward under another: gradients of something else."""
+    from torch.utils.checkpoint import checkpoint
+
+    model, x = linears(8, 8, 8), torch.randn(4, 8, requires_grad=True)
+    a = shake(attach(model, methods.LoRA(r=2), "a"))
+    shake(attach(model, methods.LoRA(r=2), "b"))
+    with deltaw.activate(model, "a"):
+        model(x).sum().backward()
+        want = a.state()["0.A"].grad.clone()
+        y = checkpoint(model, x, use_reentrant=reentrant)
+        with torch.no_grad(), deltaw.disabled(model):  # a reference pass in between is fine
+            model(x)
+    with pytest.raises(SpecError, match="checkpointing"):
+        y.sum().backward()
+    a.state()["0.A"].grad = None
+    with deltaw.activate(model, "a"):
+        checkpoint(model, x, use_reentrant=reentrant).sum().backward()
+    torch.testing.assert_close(a.state()["0.A"].grad, want)

@@ -24,7 +24,7 @@ class Rows:
         self.order = [n for n in dict.fromkeys(names) if n is not None]
         place = {n: k for k, n in enumerate(self.order, 1)}
         self.index = torch.tensor([place[n] if n is not None else 0 for n in names], dtype=torch.int64)
-        self.maps: dict[int, Map] = {}
+        self.maps: dict[int, tuple[Any, Map]] = {}  # of each place, and of which values of its tensors
 
     def spread(self, x: Tensor) -> Tensor:
         """The adapter number of each slice of x along its first axis; tokens flattened row by row are recognised."""
@@ -40,7 +40,8 @@ class RowMap(Map):
 
     def __init__(self, base: Affine, rows: Rows, entries: dict[int, Entry], signals: dict[str, Tensor]):
         self.base, self.rows, self.signals = base, rows, signals
-        self.others, pairs = dict[int, Entry](), dict[int, Bank]()
+        self.others: dict[int, Entry] = {}
+        pairs: dict[int, Bank] = {}
         for number, entry in entries.items():
             pair = None if entry.signals else low_rank(base, entry)
             if pair is None:
@@ -77,6 +78,16 @@ class RowMap(Map):
         return self._rows(i, y, which, lookup=True)
 
 
+def stamp_of(entries: dict[int, Entry]) -> list[Any]:
+    """Differs when a tensor was written to or exchanged, or a module changed its mode."""
+    stamp: list[Any] = []
+    for entry in entries.values():
+        stamp.append(entry.training)
+        for owner in (entry, *entry.pool):
+            stamp += [(t.data_ptr(), None if t.is_inference() else t._version) for _, t in owner.named()]
+    return stamp
+
+
 def low_rank(base: Affine, entry: Entry) -> Bank | None:
     """Exact factors of the delta, if that is all the method does and they are thinner than the weight."""
     L = entry.layer(base, {})
@@ -93,11 +104,14 @@ def mixed(place: Any, site: Site, rows: Rows, args: tuple[Any, ...], kwargs: dic
     if not entries:
         return place.base.forward(*args, **kwargs)
     if site.pointwise:
-        if id(place) in rows.maps:
-            return site.run(rows.maps[id(place)], place.base.forward, args, kwargs)
-        L = RowMap(site.leaf(), rows, entries, place.session.signals)
-        if not torch.is_grad_enabled() and not place.session.signals:
-            rows.maps[id(place)] = L  # without gradients nothing can change inside the context
+        if torch.is_grad_enabled() or place.session.signals or torch.compiler.is_compiling():
+            return site.run(
+                RowMap(site.leaf(), rows, entries, place.session.signals), place.base.forward, args, kwargs
+            )
+        stamp, (known, L) = stamp_of(entries), rows.maps.get(id(place), (None, None))
+        if L is None or known != stamp:  # stacked once for all the tokens of a generation
+            L = RowMap(site.leaf(), rows, entries, {})
+            rows.maps[id(place)] = (stamp, L)
         return site.run(L, place.base.forward, args, kwargs)
     x = args[0] if args else next(iter(kwargs.values()))
     if len(args) + len(kwargs) != 1 or not isinstance(x, Tensor):

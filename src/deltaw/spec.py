@@ -23,7 +23,7 @@ from typing import (
 import torch
 from torch import Tensor
 
-from .errors import SpecError, nearest
+from .errors import ShapeError, SpecError, nearest
 from .ops import Affine, Map, Op
 from .ops import random as rng
 
@@ -86,8 +86,15 @@ class Start:
         w = self.W.dense().detach()
         return w.to(torch.promote_types(w.dtype, torch.float32))
 
+    def room(self, r: int) -> None:
+        """Raise the named error if W has no room for r directions."""
+        if r > min(self.W.shape):
+            m, n = self.W.shape
+            raise ShapeError(f"{self.name}: r = {r} is more than a {m} x {n} weight has directions; use r <= {min(m, n)}")
+
     def svd(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
         """(U, S, Vᵀ) of W cut at rank r; the entry of largest size in every column of U is positive."""
+        self.room(r)
         if r not in self._svd:
             U, S, V = torch.linalg.svd(self.dense(), full_matrices=False)
             U, S, V = U[:, :r], S[:r], V[:r]

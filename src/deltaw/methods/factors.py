@@ -26,5 +26,5 @@ def divides(what: str, part: int, **sizes: int) -> None:
 def positive(**sizes: int) -> None:
     """Raise the named error unless every size is at least 1."""
     for name, size in sizes.items():
-        if size < 1:
-            raise SpecError(f"{name} must be at least 1; found {size}")
+        if not isinstance(size, int) or size < 1:
+            raise SpecError(f"{name} must be a whole number of at least 1; found {size}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .core import Base, Op, Open
-from .leaves import BlockDiag, Diag, Eye, Zero
+from .leaves import BlockDiag, Dense, Diag, Eye, Zero
 from .nodes import Chain, Hadamard, Kron, Sum, Transpose, add, chain, kron, scale
 
 Pair = tuple[Tensor, Tensor]
@@ -34,8 +34,8 @@ def _(op: Chain) -> Pair | None:
         pair = factors(part)
         if pair is not None and pair[0].shape[1] < narrow:
             narrow, best = pair[0].shape[1], (i, pair)
-    if best is None and inner[k] >= min(op.shape):
-        return None
+    if best is None and inner[k] >= min(op.shape) and not (isinstance(op.parts[k], Dense) and isinstance(op.parts[k + 1], Dense)):
+        return None  # two matrices are a pair whatever their size; of anything else none would be saved
     if best is not None:
         i, (B, A) = best
         left, right = op.parts[:i], op.parts[i + 1 :]

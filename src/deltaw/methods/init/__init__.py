@@ -7,6 +7,7 @@ the delta, so that the base itself is never changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -53,4 +54,7 @@ def two_factors(start: Start, p: Tensors) -> tuple[Tensor, Tensor, float]:
     names = vars(p)
     if "A" not in names or "B" not in names or p.B.shape[1] != p.A.shape[0]:
         raise SpecError(f"this init sets the factors of W + s B A; {start.method} at {start.name} has no such A and B")
-    return p.B, p.A, scale_of(start.method)
+    s = scale_of(start.method)
+    if not 0 < s < math.inf:
+        raise SpecError(f"this init divides by the scale of W + s B A; {start.method} at {start.name} has s = {s}")
+    return p.B, p.A, s

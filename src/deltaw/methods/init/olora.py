@@ -19,6 +19,7 @@ class OLoRA:
 
     def fill(self, start: Start, p: Tensors, stats: dict[str, Tensor]) -> Op:
         B, A, s = two_factors(start, p)
+        start.room(A.shape[0])
         Q, R = torch.linalg.qr(start.dense())
         B.copy_(Q[:, : A.shape[0]])
         A.copy_(R[: A.shape[0]])

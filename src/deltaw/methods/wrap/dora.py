@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 
+import torch
 from torch import Tensor
 
 from ...ops import Op, chain, row_norm
@@ -42,4 +43,5 @@ class DoRA(Method):
 
     def weight(self, W: Op, p: Tensors) -> Op:
         V = self.inner.weight(W, p)
-        return chain(p.g / row_norm(V).detach(), V)
+        norm = row_norm(V).detach()
+        return chain(p.g / norm.clamp_min(torch.finfo(norm.dtype).tiny), V)  # a row of zeros stays one
