@@ -38,7 +38,8 @@ def generate(
     device = model.get_input_embeddings().weight.device
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     out = [""] * len(ids)
-    was = model.training
+    was, head = model.training, model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(_contiguous) if head is not None else None
     model.eval()
     try:
         for k in range(0, len(order), batch_size):
@@ -56,7 +57,15 @@ def generate(
                 out[i] = text
     finally:
         model.train(was)
+        if hook is not None:
+            hook.remove()
     return out
+
+
+def _contiguous(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The last position is a strided slice, and of a frozen weight torch.matmul then makes a copy for every row: 2.5 GB
+    more and half the speed for 50 prompts and 49k words."""
+    return (args[0].contiguous(), *args[1:])
 
 
 def _prompt_ids(tokenizer: Any, prompt: str | Sequence[Message], chat: bool, system: str | None) -> list[int]:
