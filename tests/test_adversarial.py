@@ -396,3 +396,64 @@ def test_recomputing_under_other_adapters_is_refused(reentrant):
     with deltaw.activate(model, "a"):
         checkpoint(model, x, use_reentrant=reentrant).sum().backward()
     torch.testing.assert_close(a.state()["0.A"].grad, want)
+
+
+def test_one_module_in_two_roles():
+    """The second role took over the module: a LoRA on a square layer was then applied to that layer's output."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    shake(attach(model, Plan(methods.LoRA(r=2), targets=["0"]), "a"))
+    x = torch.randn(3, 8)
+    want = model(x)
+    with pytest.raises(SpecError, match="as a stream"):
+        attach(model, Plan(methods.ReFT(r=2), targets=["0"]), "b")
+    with pytest.raises(SpecError, match="as a module"):
+        attach(model, Plan(methods.LoRA(r=2), targets=["1"], train_modules=["0"]), "b")
+    assert torch.equal(model(x), want)
+
+
+def test_trained_modules_inside_trained_modules():
+    """Both would hold a copy of the same weight, of which one never learns."""
+    model = nn.ModuleDict({"a": nn.Linear(8, 8), "h": nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))})
+    adapted = attach(model, Plan("lora", targets=["a"], train_modules=["h", "1"]))
+    assert [a.site.name for a in adapted.assignments] == ["a", "h"]
+
+
+class Routed(nn.Module):
+    """Experts as linear layers that are called with the tokens picked for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.experts = nn.Linear(16, 2), nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        chosen, out = self.gate(flat).argmax(-1), torch.zeros_like(flat)
+        for k, expert in enumerate(self.experts):
+            at = (chosen == k).nonzero().squeeze(-1)
+            out[at] = expert(flat[at])
+        return out.view_as(x)
+
+
+@torch.no_grad()
+def test_rows_of_picked_tokens_are_refused():
+    """An even number of picked tokens was taken for half a batch each."""
+    model = Routed()
+    shake(attach(model, Plan(methods.LoRA(r=2), targets=["experts.0", "experts.1"]), "a"))
+    for _ in range(10):
+        with pytest.raises(ShapeError, match="picked"), deltaw.rows(model, ["a", None]):
+            model(torch.randn(2, 6, 16))
+    gate = shake(attach(model, Plan(methods.LoRA(r=1), targets=["gate"]), "g"))  # sees all tokens, row by row
+    deltaw.activate(model, [])
+    with deltaw.rows(model, ["g", None]):
+        model(torch.randn(2, 6, 16))
+    assert gate.report()["sites"] == 1
+
+
+@torch.no_grad()
+def test_merging_one_adapter_while_rows_use_another():
+    model, x = linears(8, 8, 4), torch.randn(3, 8)
+    a = shake(attach(model, methods.LoRA(r=2), "a"))
+    want = model(x)
+    shake(attach(model, "dora", "b"))
+    with deltaw.rows(model, ["b", None, "b"]):
+        torch.testing.assert_close(a.merge(x).model()(x), want)

@@ -148,6 +148,14 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
     if existing is not None and name in existing.adapters:
         raise SpecError(f"an adapter '{name}' is already attached: detach it, or choose another name")
     assignments = plan.resolve(model)
+    taken = {m: s for m, p in (existing.places if existing else {}).items() for s in p.sites.values()}
+    for a in assignments:
+        other = taken.setdefault(_address(a)[0], a.site)
+        if type(other) is not type(a.site):
+            raise SpecError(
+                f"{a.site.name} is adapted as a {other.kind} already, and '{name}' wants it as a {a.site.kind}: the two "
+                "would act on different things; leave it out (exclude=...), or detach the other adapter"
+            )
     entries, pool = _build(assignments, plan, empty)
     shared = existing or _open(model)
     adapted = Adapted(model, plan, name, assignments)
@@ -247,12 +255,12 @@ def _nothing(module: nn.Module, args: Any) -> None:
 
 
 def _listen(model: nn.Module, shared: Session) -> None:
-    """Run the producers of wanted signals before the model, while an adapter that wants them is live."""
+    """Before the model: run the producers of signals that a live adapter wants; show mixed rows their batch."""
     wanted = {s for a in shared.adapters.values() for e in a.entries().values() for s in e.signals.values()}
     if shared.hook is not None:
         shared.hook.remove()
         shared.hook = None
-    if wanted:
+    if shared.adapters:
         shared.hook = model.register_forward_pre_hook(Listener(sorted(wanted)), with_kwargs=True)
 
 
@@ -264,6 +272,10 @@ class Listener:
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         shared = session(model)
+        if shared.rows is not None:
+            shared.rows.look([*args, *kwargs.values()])
+        if not self.wanted:
+            return
         live = set(shared.rows.order) if shared.rows is not None else {n for n, _ in shared.live}
         needy = {s for n in live for e in shared.adapters[n].entries().values() for s in e.signals.values()}
         shared.signals = {}

@@ -74,6 +74,7 @@ class Merged:
     def model(self) -> nn.Module:
         """A copy of the base with the merged weights and nothing attached; broken ties are untied in it."""
         new = copy.deepcopy(self.adapted.model)
+        session(new).rows = None
         for name in list(session(new).adapters):
             session(new).adapters[name].detach()
         made: dict[str, nn.Parameter] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,13 +25,25 @@ class Rows:
         self.order = [n for n in dict.fromkeys(names) if n is not None]
         place = {n: k for k, n in enumerate(self.order, 1)}
         self.index = torch.tensor([place[n] if n is not None else 0 for n in names], dtype=torch.int64)
+        self.counts: set[int] = set()
         self.maps: dict[int, tuple[Any, Map]] = {}  # of each place, and of which values of its tensors
 
-    def spread(self, x: Tensor) -> Tensor:
-        """The adapter number of each slice of x along its first axis; tokens flattened row by row are recognised."""
+    def look(self, inputs: Iterable[Any]) -> None:
+        """What the model is called with: (batch, tokens) or (batch, tokens, d), beams counted as rows."""
+        sizes = {tuple(x.shape[:2]) for x in inputs if isinstance(x, Tensor) and x.dim() in (2, 3)}
+        self.counts = {b for b, _ in sizes} | {b * t for b, t in sizes}
+
+    def spread(self, x: Tensor, flat: bool) -> Tensor:
+        """The adapter number of each slice of x along its first axis; tokens flattened row by row are recognised.
+
+        flat: x has no axis of its own for tokens, so its first one may be anything: it must be a size that was seen.
+        """
         count, rows = x.shape[0], len(self.names)
-        if count % rows:
-            raise ShapeError(f"the batch has {count} rows here; deltaw.rows was told of {rows}")
+        if count % rows or (flat and self.counts and count not in self.counts):
+            raise ShapeError(
+                f"the batch has {count} rows here; deltaw.rows was told of {rows}. If the batch is right, this layer "
+                "sees no rows of it (but positions, or tokens picked by a router) and cannot take part"
+            )
         return self.index.to(x.device).repeat_interleave(count // rows)
 
 
@@ -60,7 +73,7 @@ class RowMap(Map):
         return y
 
     def __call__(self, x: Tensor) -> Tensor:
-        which = self.rows.spread(x)
+        which = self.rows.spread(x, x.dim() == 2)
         y = self.base(x)
         if self.bank is not None:
             B, A = self.bank[0][which], self.bank[1][which]  # (b, m, r), (b, r, n)
@@ -69,7 +82,7 @@ class RowMap(Map):
         return self._rows(x, y, which, lookup=False)
 
     def cols(self, i: Tensor) -> Tensor:
-        which = self.rows.spread(i)
+        which = self.rows.spread(i, True)
         y = self.base.cols(i)
         if self.bank is not None:
             B, A = self.bank[0][which], self.bank[1][which]
@@ -116,7 +129,7 @@ def mixed(place: Any, site: Site, rows: Rows, args: tuple[Any, ...], kwargs: dic
     x = args[0] if args else next(iter(kwargs.values()))
     if len(args) + len(kwargs) != 1 or not isinstance(x, Tensor):
         raise NotLinear(f"{site.name}: a {site.kind} with several inputs cannot be split into the rows of a batch")
-    y, which = place.base.forward(x), rows.spread(x)
+    y, which = place.base.forward(x), rows.spread(x, False)
     for number, entry in entries.items():
         at = (which == number).nonzero().squeeze(-1)
         if len(at):

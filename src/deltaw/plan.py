@@ -116,6 +116,7 @@ class Plan:
         sites = find(model, self.targets, self.exclude, self.layers, self.method.sites)
         whole = self._whole(model)
         inside = [a.site.name for a in whole if isinstance(a.site, ModuleSite)]
+        whole = [a for a in whole if not any(a.site.name.startswith(i + ".") for i in inside)]
         named = {a.site.name for a in whole}
         sites = [s for s in sites if s.name not in named and not any(s.name.startswith(i + ".") for i in inside)]
         used: set[str] = set()

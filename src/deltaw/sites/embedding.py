@@ -49,7 +49,8 @@ class EmbeddingSite(Site):
     def run(self, L: Map, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         ids: Tensor = args[0] if args else kwargs["input"]
         y = L.cols(ids)
-        if (pad := self.module.padding_idx) is not None:  # as in the base, the padding row gets no gradient
+        pad: Any = self.module.padding_idx
+        if pad is not None:  # as in the base, the padding row gets no gradient
             y = torch.where((ids == pad).unsqueeze(-1), y.detach(), y)
         factor = getattr(self.module, "embed_scale", None)  # embeddings that scale their rows after the lookup
         return y.to(self.base.like.dtype) * (1.0 if factor is None else factor)
