@@ -157,6 +157,16 @@ def test_row_norms_by_expansion_equal_dense_ones_and_need_no_temporary():
         assert torch.allclose(row_norm(op), op.dense().norm(dim=1), rtol=1e-10)
 
 
+def test_row_norms_survive_cancellation():
+    """Rows of W + BA that are 1e-4 of W: in float32 the expansion has no digit of them."""
+    base = W(64, 48)
+    B, A = rand(64, 3), rand(3, 48)
+    base.w = (1e-4 * rand(64, 48, seed=5) - B @ A).float()
+    op = base + chain(B.float(), A.float())
+    exact = (base.w.double() + B.float().double() @ A.float().double()).norm(dim=1)
+    assert torch.allclose(row_norm(op).double(), exact, rtol=1e-2)
+
+
 def test_shapes_are_checked():
     with pytest.raises(ShapeError, match="cannot follow"):
         chain(rand(4, 3), rand(2, 4))
