@@ -171,7 +171,8 @@ def _(op: Sum) -> Tensor:
     cross = ((w.to(high) @ A.mT) * B).sum(1)
     square = own + 2 * cross + ((B @ (A @ A.mT)) * B).sum(1)
     # a row that nearly cancels has lost its digits in the expansion, about eps |W|² / |W + BA|² of it: take it directly
-    if not torch.compiler.is_compiling() and bool((square < 1e-3 * own).any()):
+    symbolic = torch.compiler.is_compiling() or square.device.type == "meta"
+    if not symbolic and bool((square < 1e-3 * own).any()):
         return _row_norm(op.dense())
     return square.clamp_min(own * torch.finfo(high).eps).sqrt()  # a traced graph cannot branch: keep the root real
 
