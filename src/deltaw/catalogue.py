@@ -122,7 +122,7 @@ def entry(cls: type[Method]) -> dict[str, Any]:
         "identity_at_start": cls.start in ("identity", "rounding"),
         "start": cls.start,
         "sites": cls.sites,
-        "in_peft": "peft" in oracles or bool(getattr(oracle(cls.key), "IN_PEFT", False)),
+        "in_peft": bool(getattr(oracle(cls.key), "IN_PEFT", "peft" in oracles)),
         "oracles": oracles,
         "sample_shape": list(SAMPLE),
         "trainable": facts["trainable"],

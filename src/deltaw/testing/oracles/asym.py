@@ -11,6 +11,7 @@ from torch import Tensor
 from ...methods.structure.asym import Asym
 
 METHOD = Asym(r=3, alpha=6.0)
+IN_PEFT = False  # its layer with A left alone is the judge, but no tuner of PEFT does that
 
 
 def closed(method: Asym, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Tensor) -> Tensor:
