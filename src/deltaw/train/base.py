@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import SpecError, need
+from ..files.disk import file_hash
 
 CONVERTER = "1"  # part of the cache key: raise it when a conversion changes
 
@@ -118,11 +118,7 @@ def _from_gguf(file: Path) -> Path:
     """The directory of the dequantised model: from the cache, or converted into it; a temporary one if it cannot be
     written (removed when the process ends)."""
     need("gguf", extra="train")
-    with file.open("rb") as stream:
-        digest = (
-            hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
-        )
-    place = cache_root() / "models" / f"{file.stem}-{digest[:16]}-{CONVERTER}"
+    place = cache_root() / "models" / f"{file.stem}-{file_hash(file)[:16]}-{CONVERTER}"
     if (place / "config.json").is_file():
         return place
     try:
@@ -144,13 +140,6 @@ def _from_gguf(file: Path) -> Path:
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return place
-
-
-def _sha256(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _convert(file: Path, into: Path) -> None:
