@@ -151,6 +151,22 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path):
     )
 
 
+def test_an_interrupt_saves_a_checkpoint_and_resumes_from_it(tmp_path):
+    class Interrupt(Progress):
+        def step(self, done):
+            if done == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    more = {"steps": 6, "log_every": 1, "save_every": 0}
+    whole = trained(tmp_path, "whole", **more)
+    r, before = recipe(tmp_path, **more), signal.getsignal(signal.SIGINT)
+    stopped = run(r, model=tiny_model(), tokenizer=tiny_tokenizer(), progress=Interrupt())
+    assert any("interrupted at step" in n for n in stopped.notes) and signal.getsignal(signal.SIGINT) is before
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] in (["checkpoint-3"], ["checkpoint-4"])
+    result = run(r, model=tiny_model(), tokenizer=tiny_tokenizer(), resume=True, progress=False)
+    assert equal(dict(result.adapted.state()), whole)
+
+
 def test_resume_refuses_what_would_not_be_the_same_run(tmp_path):
     trained(tmp_path)
     r = recipe(tmp_path)

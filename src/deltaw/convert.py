@@ -81,7 +81,7 @@ def to_lora(adapted: Adapted, rank: int | None = None) -> Converted:
         pair = factors(op)
         if pair is None and rank is None:
             raise NotMergeable(
-                f"{a.site.name}: {a.method.key} has no exact low-rank factors; call to_lora(rank=...) to cut it, "
+                f"{a.site.name}: {a.method.key} has no exact low-rank factors; give a rank (to_lora(rank=...), --rank) to cut it, "
                 "and look at the reported error"
             )
         if pair is not None and (rank is None or pair[0].shape[1] <= rank):

@@ -41,8 +41,8 @@ class Rows:
         count, rows = x.shape[0], len(self.names)
         if count % rows or (flat and self.counts and count not in self.counts):
             raise ShapeError(
-                f"the batch has {count} rows here; deltaw.rows was told of {rows}. If the batch is right, this layer "
-                "sees no rows of it (but positions, or tokens picked by a router) and cannot take part"
+                f"the batch has {count} rows here; deltaw.rows was told of {rows}. Give one name per row; if that is so, this "
+                "layer sees no rows of the batch (but positions, or tokens picked by a router) and cannot take part"
             )
         return self.index.to(x.device).repeat_interleave(count // rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,8 +20,11 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base: a directory of safetensors shards with a certificate. The base is not touched."""
+    from ..errors import SpecError
     from .source import open_source, the_adapter
 
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise SpecError(f"{out} is not empty; a merged model is written to a new or an empty directory")
     model, tokenizer, adapted = open_source(str(the_adapter(adapter)), base, dtype)
     merged = adapted.merge()
     path = merged.save(out, max_shard_bytes=int(shard * 1e9))

@@ -78,6 +78,7 @@ def read(directory: Any) -> Saved:
         return Saved(path, None, read_json(path / foreign.config_name), read_tensors(path / TENSORS))
     raise StateMismatch(
         f"{path} has neither {CARD} nor a PEFT adapter_config.json; found {sorted(p.name for p in path.iterdir())[:8]}"
+        + (f". The adapter of this run is in {path / 'adapter'}" if (path / "adapter" / CARD).is_file() else "")
     )
 
 

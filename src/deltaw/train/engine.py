@@ -79,6 +79,7 @@ class Engine(Trainer):
         self.adapted, self.t, self.held, self.progress = adapted, t, held, progress
         self.digest = train.digest()
         self.order = Order([len(i["input_ids"]) for i in train.items], t.batch_size, t.seed, t.sort_by_length)
+        self.stop = False  # set by an interrupt
         self.seconds = 0.0
         self.began: float | None = None
         self.since = (0.0, 0)  # seconds and tokens at the last log
@@ -285,6 +286,8 @@ class Watch(TrainerCallback):
             self.findings(found, state)
         if state.is_world_process_zero:
             self.engine.progress.step(state.global_step)
+        if self.engine.stop:  # an interrupt: one more checkpoint, then out
+            control.should_save = control.should_training_stop = True
         if state.global_step >= state.max_steps:  # the steps since the last multiple of log_every
             control.should_log = True
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +85,8 @@ def run(
         note(f"nothing to resume in {out}: starting from the beginning")
     if main:
         if start is None:
-            _set_aside(out)
+            if (moved := _set_aside(out)) is not None:
+                note(f"an earlier run in {out} was moved to {moved.name} (resume=True, --resume, continues one)")
         out.mkdir(parents=True, exist_ok=True)
     world.wait_for_everyone()
     if model is None or tokenizer is None:
@@ -114,9 +118,12 @@ def run(
         _checkpointing(model, True)
     engine = Engine(adapted, r.train, out, train, held, pad_id(tokenizer), show)
     try:
-        engine.train(resume_from_checkpoint=str(start) if start is not None else None)
+        with interruptible(engine):
+            engine.train(resume_from_checkpoint=str(start) if start is not None else None)
         seconds = engine.clock()
-        if held is not None:
+        if engine.stop:
+            note(f"interrupted at step {engine.state.global_step}; resume from there with resume=True (--resume)", True)
+        elif held is not None:
             engine.evaluate()
     finally:
         show.end()
@@ -124,6 +131,29 @@ def run(
             _checkpointing(model, False)
     model.eval()
     return _finish(r, engine, out, seconds, notes, tokenizer, main, allocator)
+
+
+@contextlib.contextmanager
+def interruptible(engine: Engine) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends training after the step, with a checkpoint; a second one ends it at once.
+
+    One process only: several would have to agree on the step.
+    """
+    if engine.accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if engine.stop:
+            raise KeyboardInterrupt
+        engine.stop = True
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 def _base(r: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Any]:
@@ -179,8 +209,8 @@ def _checkpointing(model: Any, on: bool) -> None:
         getattr(model, f"{name}_disable")()
 
 
-def _set_aside(out: Path) -> None:
-    """Move an earlier run's files, and nothing else, out of the way."""
+def _set_aside(out: Path) -> Path | None:
+    """Move an earlier run's files, and nothing else, out of the way; where to."""
     old = [out / n for n in OURS if (out / n).exists()] + sorted(out.glob("checkpoint-*"))
     if (out / "recipe.yaml").exists():
         n = 1
@@ -189,6 +219,8 @@ def _set_aside(out: Path) -> None:
         (out / f"previous-{n}").mkdir()
         for path in old:
             shutil.move(path, out / f"previous-{n}" / path.name)
+        return out / f"previous-{n}"
+    return None
 
 
 def _finish(
