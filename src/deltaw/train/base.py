@@ -43,7 +43,11 @@ def load_base(
     cls = _class_of(transformers, config)
     with _quiet(transformers):
         model = cls.from_pretrained(place, dtype=kind, use_safetensors=True, **more)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SpecError(f"{place} has no tokenizer that can be read: {reason} Save one there (save_pretrained)") from error
     return model.eval(), tokenizer
 
 

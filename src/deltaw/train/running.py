@@ -102,6 +102,8 @@ def run(
             adapted.detach()
             raise StateMismatch(f"resume: the plan of {start} is not the recipe's plan")
         note(f"resuming from {start}")
+    facts = adapted.report()
+    note(f"{adapted.plan.method}: {facts['sites']} sites, {facts['trainable']:,} trained numbers")
     if r.train.packing:
         if keeps_rows_apart(model):
             rows = len(train.items)
