@@ -9,8 +9,8 @@ import sys
 
 import torch
 
-# mallopt(3): parameter numbers from <malloc.h>. With the defaults every step maps and unmaps its large buffers and pays
-# millions of page faults; kept inside the heap, a fused LoRA step ran 1.5-1.8x faster for 0.2-0.6 GB more memory.
+# mallopt(3): parameter numbers from <malloc.h>. With the defaults every step may map and unmap its large buffers and pay
+# for the page faults; kept inside the heap they are reused, for more memory. What it gains depends on the machine.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 SETTINGS = ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 256 << 20))
 
