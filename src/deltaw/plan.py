@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -245,7 +244,3 @@ def preview(model: nn.Module, plan: Plan, tokens: int = 1024) -> Preview:
 
 def as_plan(plan: Plan | Method | str) -> Plan:
     return plan if isinstance(plan, Plan) else Plan(plan)
-
-
-def names_of(assignments: Iterable[Assignment]) -> list[str]:
-    return [a.site.name for a in assignments]
