@@ -21,7 +21,7 @@ class Sparse(Op):
 
     def __call__(self, x: Tensor) -> Tensor:
         m, n = self.shape
-        if 4 * len(self.i) * (x.numel() // n) > m * n:  # measured: from there on gathering is slower, and larger
+        if 4 * len(self.i) * (x.numel() // n) > m * n:  # many tokens: gathering is slower there, and larger
             return Dense(self.dense())(x)
         y = x[..., self.i % n] * self.v
         return y.new_zeros(*x.shape[:-1], m).index_add(-1, self.i // n, y).to(x.dtype)
