@@ -7,7 +7,7 @@
     adapted.save("my-adapter")
 """
 
-from . import errors, interop, methods, ops
+from . import errors, fused, interop, methods, ops
 from .attach import Adapted, activate, adapters, attach, disabled, rows
 from .files import load, read
 from .plan import Plan, Preview, preview
@@ -18,6 +18,6 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Adapted", "Plan", "Preview", "activate", "adapters", "attach", "disabled", "errors", "interop", "load",
+    "METHODS", "Adapted", "Plan", "Preview", "activate", "adapters", "attach", "disabled", "errors", "fused", "interop", "load",
     "methods", "ops", "preview", "read", "route", "rows", "testing",
 ]  # fmt: skip

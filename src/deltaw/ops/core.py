@@ -36,6 +36,7 @@ class Op(Map):
     """A linear map of shape (m, n): m = out, n = in."""
 
     shape: tuple[int, int]
+    constant = False  # holds no tensor that could be trained
 
     @property
     def like(self) -> Tensor:
@@ -94,6 +95,15 @@ class Base(Op):
         """The m x n matrix (uncounted); subclasses implement this."""
         raise NotImplementedError
 
+    def direct(self, x: Tensor) -> Tensor | None:
+        """W itself where this base is exactly x Wᵀ, so that a fused path may take the product over; None elsewhere."""
+        return None
+
+    def row_square(self) -> Tensor:
+        """|W|² by rows, (m,), in at least float32."""
+        w = self.dense()
+        return torch.linalg.vector_norm(w, dim=1, dtype=torch.promote_types(w.dtype, torch.float32)).square()
+
     def dense(self) -> Tensor:
         if _watch is not None:
             _watch.append(self)
@@ -125,6 +135,15 @@ class Affine(Map):
         self.op, self.bias = op, bias
 
     def __call__(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():  # a compiler fuses the plain walk by itself
+            for fast in FAST:
+                y = fast(self, x)
+                if y is not None:
+                    return y
+        return self.walk(x)
+
+    def walk(self, x: Tensor) -> Tensor:
+        """The plain evaluation, node by node: what every fused path has to equal."""
         from .nodes import Sum
 
         op, bias = self.op, self.bias
@@ -141,6 +160,9 @@ class Affine(Map):
     def cols(self, i: Tensor) -> Tensor:
         y = self.op.cols(i)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+FAST: list[Callable[[Affine, Tensor], Tensor | None]] = []  # fused paths by pattern (deltaw.fused), asked in turn
 
 
 class Open(Generic[R]):

@@ -149,8 +149,8 @@ def _(op: Chain, W: Op) -> Op:
 
 @Open[Tensor]
 def row_norm(op: Op) -> Tensor:
-    """The Euclidean norm of every row, (m,), in at least float32."""
-    return _row_norm(op.dense())
+    """The Euclidean norm of every row, (m,), in at least float32; no gradient passes through it."""
+    return _row_norm(op.dense().detach())
 
 
 def _row_norm(w: Tensor) -> Tensor:
@@ -166,9 +166,8 @@ def _(op: Sum) -> Tensor:
     if pair is None or pair[0].shape[1] >= min(op.shape) // 2:
         return _row_norm(op.dense())
     high = torch.promote_types(W.like.dtype, torch.float32)
-    w, (B, A) = W.dense(), (t.to(high) for t in pair)
-    own = _row_norm(w).square()
-    cross = ((w.to(high) @ A.mT) * B).sum(1)
+    (B, A), own = (t.detach().to(high) for t in pair), W.row_square()
+    cross = (W(A).mT * B).sum(1)  # through the base's own kernel: a quantised one is not decoded
     square = own + 2 * cross + ((B @ (A @ A.mT)) * B).sum(1)
     # a row that nearly cancels has lost its digits in the expansion, about eps |W|² / |W + BA|² of it: take it directly
     symbolic = torch.compiler.is_compiling() or square.device.type == "meta"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import NotMergeable
@@ -58,6 +59,18 @@ class Site:
         return f"{self.kind} {self.name} {self.shape}"
 
 
+def stamp_of(module: nn.Module) -> list[Any]:
+    """Differs when a parameter was exchanged or written to. Writing through `.data` counts no version, so a few entries
+    are looked at besides (on the CPU: elsewhere that would wait for the device)."""
+    stamp: list[Any] = []
+    for p in module._parameters.values():
+        if p is not None:
+            stamp += [p.data_ptr(), p.dtype, None if p.is_inference() else p._version]
+            if p.device.type == "cpu" and p.is_contiguous() and p.numel():
+                stamp.append(p.detach().view(-1)[:: max(p.numel() // 16, 1)].tolist())
+    return stamp
+
+
 class ModuleBase(Base):
     """A base leaf backed by a module. `native` is false once somebody else has replaced the module's forward."""
 
@@ -65,12 +78,23 @@ class ModuleBase(Base):
         self.module = module
         found = module.__dict__.get("forward")  # another library's instance-level forward, kept; ours, looked through
         self.set_forward = getattr(found, "set_forward", found)
+        self._square: tuple[Any, Tensor] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward as it was before anything was attached."""
         if self.set_forward is not None:
             return self.set_forward(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
+
+    def row_square(self) -> Tensor:
+        """|W|² by rows, kept for as long as the stored weight is the same: same memory, version and sampled entries."""
+        if torch.compiler.is_compiling() or self.like.device.type == "meta":
+            return super().row_square()
+        stamp = stamp_of(self.module)
+        if self._square is None or self._square[0] != stamp:
+            with torch.no_grad():
+                self._square = (stamp, super().row_square())
+        return self._square[1]
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]

@@ -31,6 +31,11 @@ class LinearBase(ModuleBase):
     def weight(self) -> Tensor:
         return self.like.mT if self.transposed else self.like
 
+    def direct(self, x: Tensor) -> Tensor | None:
+        w = self.like
+        plain = type(self) is LinearBase and self.set_forward is None and type(w) in (Tensor, nn.Parameter)
+        return self.weight() if plain and w.dtype == x.dtype and not w.requires_grad else None
+
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight().to(x.dtype))
 

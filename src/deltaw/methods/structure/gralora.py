@@ -12,6 +12,8 @@ from ..factors import divides, down, pair, positive, up
 class Shuffle(Op):
     """The permutation (i, j, q) -> (j, i, q) of k · k · q coordinates; its own transpose."""
 
+    constant = True
+
     def __init__(self, k: int, q: int, like: Tensor):
         self.k, self.q, self._like, self.shape = k, q, like, (k * k * q, k * k * q)
 

@@ -13,7 +13,7 @@ from ...spec import Declared, Method, Param, Start, Tensors, method
 class Pick(Op):
     """Rows i (k,) of the n x n identity: the entries i of x."""
 
-    like = property(lambda self: self.kept)
+    like, constant = property(lambda self: self.kept), True
 
     def __init__(self, i: Tensor, n: int, like: Tensor):
         self.i, self.kept, self.shape = i, like, (i.shape[0], n)
@@ -23,6 +23,9 @@ class Pick(Op):
 
     def rmv(self, y: Tensor) -> Tensor:
         return y.new_zeros(*y.shape[:-1], self.shape[1]).index_copy(-1, self.i, y)
+
+    def back(self, x: Tensor, g: Tensor) -> None:
+        x.index_add_(-1, self.i, g)
 
     def dense(self) -> Tensor:
         return self.kept.new_zeros(self.shape).scatter(1, self.i[:, None], 1.0)

@@ -4,33 +4,11 @@ from __future__ import annotations
 
 from dataclasses import field
 
-from torch import Tensor, dropout
-
 from ...errors import SpecError
+from ...fused import Dropped
 from ...ops import Op, delta
 from ...sites import Site
 from ...spec import METHODS, Declared, Method, Tensors, method
-
-
-class Dropped(Op):
-    """op(dropout(x)), drawn anew at every call; as a matrix, its mean: op itself."""
-
-    like = property(lambda self: self.op.like)
-
-    def __init__(self, op: Op, p: float):
-        self.op, self.p, self.shape = op, p, op.shape
-
-    def before(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p, True)  # a convolution does this to its input, not to its patches
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.op(self.before(x))
-
-    def dense(self) -> Tensor:
-        return self.op.dense()
-
-    def cols(self, i: Tensor) -> Tensor:
-        return self.op.cols(i)
 
 
 @method(paper="(dropout, as LoRA and HF PEFT apply it)")
