@@ -24,8 +24,13 @@ MARK = "deltaw-bench:"
 def in_child(what: str, request: dict[str, Any]) -> dict[str, Any]:
     """Run `deltaw.bench.<what>.child(setting, ...)` in a new process with this one's threads; returns its answer."""
     text = json.dumps({"what": what, "threads": torch.get_num_threads(), **request})
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-m", "deltaw.bench.child"], input=text, capture_output=True, text=True, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "deltaw.bench.child"], input=text, capture_output=True, text=True, env=environment
+    )
     lines = [x for x in done.stdout.splitlines() if x.startswith(MARK)]
     if done.returncode or not lines:
         raise DeltawError(f"bench {what}: the child process ended with {done.returncode}:\n{done.stderr[-2000:]}")

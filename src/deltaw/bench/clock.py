@@ -7,17 +7,48 @@ after the other share it and their ratio does not. The median over the rounds th
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..train.progress import Progress
+    from .setting import Setting
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""cpu: seconds of this process on all cores; other work on the machine does not count, waiting threads that spin do."""
+_chosen = "wall"
 
 Timed = Callable[[], dict[str, float]]
 Times = dict[str, dict[str, list[float]]]
 """candidate -> part of its work -> seconds of every round"""
 
 
-def interleave(candidates: Mapping[str, Timed], rounds: int, warmup: int, tell: Callable[[], None] = lambda: None) -> Times:
+def use(name: str) -> None:
+    """The clock of every measurement from here on."""
+    global _chosen
+    _chosen = name
+
+
+def now() -> float:
+    return CLOCKS[_chosen]()
+
+
+def rounds(setting: Setting, progress: Progress, what: str, candidates: Mapping[str, Timed]) -> Times:
+    """`interleave` as a setting says, with a progress bar."""
+    done = itertools.count(1)
+    progress.begin(len(candidates) * (setting.warmup + setting.repeats), what=what)
+    try:
+        return interleave(candidates, setting.repeats, setting.warmup, lambda: progress.step(next(done)))
+    finally:
+        progress.end()
+
+
+def interleave(
+    candidates: Mapping[str, Timed], rounds: int, warmup: int, tell: Callable[[], None] = lambda: None
+) -> Times:
     """Run every candidate once a round, in the same order; the first `warmup` rounds are thrown away.
 
     A candidate measures itself and returns seconds by part. The garbage collector runs between candidates, never inside,
@@ -48,10 +79,10 @@ def timed(work: Callable[[], Any], part: str = "time", repeat: int = 1) -> Timed
     """A candidate that does `work` `repeat` times and reports the seconds of one."""
 
     def run() -> dict[str, float]:
-        began = time.perf_counter()
+        began = now()
         for _ in range(repeat):
             work()
-        return {part: (time.perf_counter() - began) / repeat}
+        return {part: (now() - began) / repeat}
 
     return run
 
@@ -59,9 +90,9 @@ def timed(work: Callable[[], Any], part: str = "time", repeat: int = 1) -> Timed
 def calibrated(work: Callable[[], Any], least: float = 0.005) -> int:
     """How often short work has to be repeated for one time to be well above the clock's own noise."""
     work()
-    began = time.perf_counter()
+    began = now()
     work()
-    return max(1, min(10_000, round(least / max(time.perf_counter() - began, 1e-7))))
+    return max(1, min(10_000, round(least / max(now() - began, 1e-7))))
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

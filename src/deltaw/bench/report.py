@@ -11,7 +11,7 @@ def columns_of(found: dict[str, Any]) -> list[str]:
 
 
 def column(under: str, over: str) -> str:
-    """"peft lora" under "deltaw lora" is PEFT's column: each line has its own counterpart there."""
+    """ "peft lora" under "deltaw lora" is PEFT's column: each line has its own counterpart there."""
     who, _, what = under.partition(" ")
     return who if what and over.partition(" ")[2] == what else under
 
@@ -39,7 +39,10 @@ def spread_text(r: dict[str, float]) -> str:
 
 def quantity(value: float, unit: str) -> str:
     """With the unit that keeps the number between 1 and 1000."""
-    scales = {"s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")), "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))}
+    scales = {
+        "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
+        "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    }
     for factor, word in scales[unit]:
         if value >= factor:
             return f"{value / factor:.4g} {word}"

@@ -12,9 +12,11 @@ import torch
 from ..errors import SpecError
 from ..train.host import tune_allocator
 from ..train.progress import Progress
+from .clock import CLOCKS, use
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ALLOCATORS = ("tuned", "default")
+LOSSES = ("hidden", "ordinary", "label")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Setting:
     warmup: int = 2
     threads: int = 0
     allocator: str = "tuned"
+    clock: str = "wall"
     seed: int = 0
     loss: tuple[str, ...] = ("hidden",)
     labels: float = 0.25
@@ -50,11 +53,18 @@ class Setting:
                 raise SpecError(f"--against {name}: the only peer known here is peft")
         if self.allocator not in (*ALLOCATORS, "both"):
             raise SpecError(f"--allocator {self.allocator}: expected {', '.join(ALLOCATORS)} or both")
+        if self.clock not in CLOCKS:
+            raise SpecError(f"--clock {self.clock}: expected {' or '.join(CLOCKS)}")
+        wrong = [w for w in self.loss if w not in LOSSES]
+        if wrong or not self.loss:
+            raise SpecError(f"--loss {','.join(self.loss)}: expected one or two of {', '.join(LOSSES)}")
         sizes(self.batch, "--batch", "ROWSxTOKENS, such as 4x256")
         if self.layer:
             sizes(self.layer, "--layer", "OUTxIN, such as 2048x2048")
         if self.repeats < 1 or self.warmup < 0 or self.rank < 1:
-            raise SpecError(f"--repeats {self.repeats} and --rank {self.rank} must be at least 1, --warmup {self.warmup} at least 0")
+            raise SpecError(
+                f"--repeats {self.repeats} and --rank {self.rank} must be at least 1, --warmup {self.warmup} at least 0"
+            )
         if not 0 < self.labels <= 1:
             raise SpecError(f"--labels {self.labels} is the share of positions with a label, above 0 and at most 1")
 
@@ -67,7 +77,10 @@ class Setting:
         return sizes(self.batch, "--batch", "ROWSxTOKENS")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"subject": self.subject, **{k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}}
+        return {
+            "subject": self.subject,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()},
+        }
 
 
 QUICK: dict[str, Any] = {"model": "tiny", "batch": "2x16", "repeats": 2, "warmup": 1, "rank": 4, "quick": True}
@@ -86,6 +99,7 @@ def prepare(setting: Setting, progress: Progress) -> dict[str, Any]:
     if setting.threads:
         torch.set_num_threads(setting.threads)
     done = tune_allocator() if setting.allocator == "tuned" else "default"
+    use(setting.clock)
     torch.manual_seed(setting.seed)
     progress.note(f"allocator: {done}; threads: {torch.get_num_threads()}")
-    return {"threads": torch.get_num_threads(), "allocator": done, "seed": setting.seed}
+    return {"threads": torch.get_num_threads(), "allocator": done, "seed": setting.seed, "clock": setting.clock}

@@ -40,13 +40,13 @@ class Subject:
     x: Tensor
     g: Tensor
 
-    def twin(self, trained: bool = False) -> nn.Module:
-        """A model with the same frozen weights, in the same memory; trained: with its own copies instead, that learn."""
+    def twin(self, own: bool = False, trained: bool = False) -> Any:
+        """A model with the same frozen weights, in the same memory; own: with copies of its own; trained: that learn."""
         memo: dict[int, Any] = {}
         for p in self.base.parameters():
-            memo[id(p)] = nn.Parameter(p.detach().clone() if trained else p.detach(), requires_grad=trained)
-        model = copy.deepcopy(self.base, memo).train()
-        if trained and isinstance(model, Layer) is False:
+            memo[id(p)] = nn.Parameter(p.detach().clone() if own else p.detach(), requires_grad=trained)
+        model: Any = copy.deepcopy(self.base, memo).train()
+        if trained and not isinstance(model, Layer):
             for table in (model.get_input_embeddings(), model.get_output_embeddings()):  # no part of the decoder
                 for p in () if table is None else table.parameters():
                     p.requires_grad_(False)

