@@ -87,7 +87,7 @@ def timed(work: Callable[[], Any], part: str = "time", repeat: int = 1) -> Timed
     return run
 
 
-def calibrated(work: Callable[[], Any], least: float = 0.005) -> int:
+def calibrated(work: Callable[[], Any], least: float = 0.02) -> int:
     """How often short work has to be repeated for one time to be well above the clock's own noise."""
     work()
     began = now()

@@ -11,9 +11,15 @@ def columns_of(found: dict[str, Any]) -> list[str]:
 
 
 def column(under: str, over: str) -> str:
-    """ "peft lora" under "deltaw lora" is PEFT's column: each line has its own counterpart there."""
-    who, _, what = under.partition(" ")
-    return who if what and over.partition(" ")[2] == what else under
+    """The heading that a ratio stands under. Where the two names differ in one part only it is that part: "peft" for
+    "peft lora" under "deltaw lora", "tuned" for "floor, tuned" under "floor, default"."""
+    for mark in (", ", " "):
+        (a, found, b), (c, _, d) = under.partition(mark), over.partition(mark)
+        if found and b == d:
+            return a
+        if found and mark == ", ":
+            return b if a == c else under
+    return under
 
 
 def grid(found: dict[str, Any]) -> tuple[list[str], list[list[str | None]]]:

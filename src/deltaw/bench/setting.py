@@ -98,7 +98,7 @@ def prepare(setting: Setting, progress: Progress) -> dict[str, Any]:
     """Threads, allocator and seed of this process, the same for every candidate; returns what was done."""
     if setting.threads:
         torch.set_num_threads(setting.threads)
-    done = tune_allocator() if setting.allocator == "tuned" else "default"
+    done = tune_allocator() if setting.allocator == "tuned" else setting.allocator
     use(setting.clock)
     torch.manual_seed(setting.seed)
     progress.note(f"allocator: {done}; threads: {torch.get_num_threads()}")

@@ -115,6 +115,52 @@ def memory(
     _bench("memory", _given(locals()), {"repeats": 1 if quick else 3})
 
 
+@app.command()
+def merge(
+    against: Against = "",
+    model: Model = None,
+    layer: Layer = "",
+    dtype: Dtypes = "float32,bfloat16",
+    method: Methods = "lora",
+    rank: Rank = None,
+    allocator: Allocator = "tuned",
+    repeats: Repeats = None,
+    warmup: Warmup = None,
+    threads: Threads = 0,
+    clock: Clock = "wall",
+    seed: Seed = 0,
+    label: Label = "",
+    out: Out = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Merged weights over one read and one write of the same weights."""
+    _bench("merge", _given(locals()))
+
+
+@app.command()
+def norm(
+    against: Against = "",
+    model: Model = None,
+    layer: Layer = "",
+    dtype: Dtypes = "float32,bfloat16",
+    batch: Batch = None,
+    rank: Rank = None,
+    allocator: Allocator = "tuned",
+    repeats: Repeats = None,
+    warmup: Warmup = None,
+    threads: Threads = 0,
+    clock: Clock = "wall",
+    seed: Seed = 0,
+    label: Label = "",
+    out: Out = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """The norms of the rows of W + BA (what DoRA needs in every step), without building the matrix and with it."""
+    _bench("norm", _given(locals()))
+
+
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if v is not None and k != "kind"}
 
