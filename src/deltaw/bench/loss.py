@@ -50,7 +50,7 @@ def measure(setting: Setting, progress: Progress) -> list[dict[str, Any]]:
         gc.collect()
         peaks: dict[str, list[float]] = {name: [] for name in whole}
         added: dict[str, list[float]] = {name: [] for name in whole}
-        count = min(setting.repeats, 3)
+        count = 1 if setting.quick else min(setting.repeats, 3)
         progress.begin(count * len(whole), what=f"peak of a process {dtype}")
         alone = replace(setting, dtypes=(dtype,)).to_dict()
         for k in range(count):

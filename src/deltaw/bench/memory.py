@@ -8,16 +8,13 @@ peak resident size sees everything, and also the allocator, the optimiser's stat
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from ..train.progress import Progress
 from .child import in_child
 from .contender import FULL, Contender, contenders, ratios_of
+from .count import saved_bytes
 from .peak import peak_of
 from .record import group
 from .setting import Setting
@@ -28,23 +25,6 @@ WHAT = (
     "bytes saved for the backward pass (exact, counted by hooks, parameters excluded), and the peak resident size of a child "
     "process that makes three training steps, in whole and above what it held before the first"
 )
-
-
-def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes of the different storages that a forward saves for its backward, beside the model's own tensors."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, Tensor] = {}  # holds them, so that no address is used twice
-
-    def pack(t: Tensor) -> Tensor:
-        address = t.untyped_storage().data_ptr()
-        if t.device.type != "meta" and address not in own and address not in kept:
-            kept[address] = t.detach()
-        return t.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = forward()
-    del out
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
 def measure(setting: Setting, progress: Progress) -> list[dict[str, Any]]:

@@ -41,6 +41,7 @@ class Setting:
     loss: tuple[str, ...] = ("hidden",)
     labels: float = 0.25
     count: int = 0
+    adapters: tuple[int, ...] = (1, 8, 64)
     label: str = ""
     quick: bool = False
 
@@ -83,7 +84,7 @@ class Setting:
         }
 
 
-QUICK: dict[str, Any] = {"model": "tiny", "batch": "2x16", "repeats": 2, "warmup": 1, "rank": 4, "quick": True}
+QUICK: dict[str, Any] = {"model": "tiny", "batch": "2x32", "repeats": 2, "warmup": 1, "rank": 4, "quick": True}
 """--quick shows that a measurement runs; its numbers mean nothing."""
 
 

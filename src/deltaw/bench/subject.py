@@ -87,7 +87,7 @@ def model_of(spec: str, dtype: str) -> Any:
     transformers = need("transformers", extra="train")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, initializer_range=0.2,
         bos_token_id=None, eos_token_id=256, pad_token_id=257,
     )  # fmt: skip

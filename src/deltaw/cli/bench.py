@@ -116,6 +116,73 @@ def memory(
 
 
 @app.command()
+def load(
+    against: Against = "",
+    model: Model = None,
+    dtype: Dtypes = "bfloat16",
+    rank: Rank = None,
+    count: Annotated[int, typer.Option(help="Adapters to load; 0 for 1,000.")] = 0,
+    allocator: Allocator = "tuned",
+    repeats: Repeats = None,
+    warmup: Warmup = None,
+    threads: Threads = 0,
+    clock: Clock = "wall",
+    seed: Seed = 0,
+    label: Label = "",
+    out: Out = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Loading the thousandth adapter against the first, activating one, and PEFT's load_adapter."""
+    _bench("load", _given(locals()), {"repeats": 5 if quick else 50})
+
+
+@app.command()
+def mixed(
+    against: Against = "",
+    model: Model = None,
+    dtype: Dtypes = "bfloat16",
+    batch: Annotated[str | None, typer.Option(help="ROWSxTOKENS, the tokens in the cache. [default: 64x64]")] = None,
+    rank: Rank = None,
+    adapters: Annotated[str, typer.Option(help="How many adapters share the batch, with commas.")] = "1,8,64",
+    allocator: Allocator = "tuned",
+    repeats: Repeats = None,
+    warmup: Warmup = None,
+    threads: Threads = 0,
+    clock: Clock = "wall",
+    seed: Seed = 0,
+    label: Label = "",
+    out: Out = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """A decoding step of a batch whose rows have adapters of their own, over the base's."""
+    _bench("mixed", _given(locals()), {"batch": "8x16" if quick else "64x64"})
+
+
+@app.command()
+def switch(
+    against: Against = "",
+    model: Model = None,
+    layer: Layer = "",
+    dtype: Dtypes = "float32,bfloat16",
+    rank: Rank = None,
+    allocator: Allocator = "tuned",
+    repeats: Repeats = None,
+    warmup: Warmup = None,
+    threads: Threads = 0,
+    clock: Clock = "wall",
+    seed: Seed = 0,
+    label: Label = "",
+    out: Out = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Switching between sparse adapters in fused weights, against fusing a LoRA of the same size."""
+    _bench("switch", _given(locals()))
+
+
+@app.command()
 def merge(
     against: Against = "",
     model: Model = None,
@@ -161,6 +228,35 @@ def norm(
     _bench("norm", _given(locals()))
 
 
+@app.command()
+def report(
+    records: Annotated[Path, typer.Option(help="The directory of the records.")] = Path("benchmarks") / "results",
+    docs: Annotated[Path, typer.Option(help="Where benchmarks.md and the pictures go.")] = Path("docs"),
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 if something is out of date.")
+    ] = False,
+) -> None:
+    """Tables (benchmarks.md) and pictures (benchmarks/*.svg) from the records; the same records give the same bytes."""
+    from ..bench.record import read
+    from ..bench.report import pages
+    from ..errors import StateMismatch
+
+    if not records.is_dir():
+        raise StateMismatch(f"{records}: a directory of benchmark records was expected; run `deltaw bench step` first")
+    wanted = {docs / name: text for name, text in pages(read(records)).items()}
+    stale = [p for p, text in wanted.items() if not p.is_file() or p.read_text("utf-8") != text]
+    gone = [p for p in sorted((docs / "benchmarks").glob("*.svg")) if p not in wanted]
+    for path in [*stale, *gone]:
+        say(f"{'out of date' if check else 'removed' if path in gone else 'written'}: {path}")
+    if check:
+        raise typer.Exit(1 if stale or gone else 0)
+    for path in gone:
+        path.unlink()
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(wanted[path], "utf-8")
+
+
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if v is not None and k != "kind"}
 
@@ -179,6 +275,8 @@ def _bench(kind: str, options: dict[str, Any], defaults: dict[str, Any] | None =
     for option, field in LISTS.items():
         if option in options:
             options[field] = tuple(w for w in options.pop(option).split(",") if w)
+    if "adapters" in options:
+        options["adapters"] = tuple(int(w) for w in options["adapters"].split(",") if w.isdecimal())
     setting = Setting(**{**(QUICK if quick else {}), **(defaults or {}), **options})
     record = run(kind, setting, Bar())
     if out is not None or not quick:
