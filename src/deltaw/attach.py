@@ -139,6 +139,8 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
         raise SpecError(f"'{name}' is a word that torch modules use for themselves; choose another adapter name")
     for path, module in model.named_modules():
         found = module.__dict__.get("forward")
+        if (why := getattr(found, "occupied", None)) is not None:
+            raise SpecError(f"{path or 'the model'} {why}")
         if isinstance(found, Place) and found.session is not model.__dict__.get(ATTRIBUTE):
             raise SpecError(
                 f"{path or 'the model'} already carries an adapter that was attached through another model (a part, a "

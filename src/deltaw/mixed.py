@@ -12,9 +12,8 @@ from torch import Tensor
 from .entry import Entry
 from .errors import NotLinear, ShapeError
 from .ops import Affine, Map, delta, factors
+from .segments import Sorted, Stack
 from .sites import Site
-
-Bank = tuple[Tensor, Tensor]
 
 
 class Rows:
@@ -25,6 +24,10 @@ class Rows:
         self.order = [n for n in dict.fromkeys(names) if n is not None]
         place = {n: k for k, n in enumerate(self.order, 1)}
         self.index = torch.tensor([place[n] if n is not None else 0 for n in names], dtype=torch.int64)
+        self.members: dict[int, list[int]] = {k: [] for k in place.values()}  # the rows of every adapter
+        for i, n in enumerate(names):
+            if n is not None:
+                self.members[place[n]].append(i)
         self.counts: set[int] = set()
         self.maps: dict[int, tuple[Any, Map]] = {}  # of each place, and of which values of its tensors
 
@@ -48,20 +51,34 @@ class Rows:
 
 
 class RowMap(Map):
-    """The base once for all rows; every low-rank delta in one gather and one batched product, whatever the number of
-    adapters; what has no exact factors runs on its own rows."""
+    """The base once for all rows; every low-rank delta in one batched product over rows sorted by adapter; what has no
+    exact factors runs on its own rows."""
 
     def __init__(self, base: Affine, rows: Rows, entries: dict[int, Entry], signals: dict[str, Tensor]):
         self.base, self.rows, self.signals = base, rows, signals
         self.others: dict[int, Entry] = {}
-        pairs: dict[int, Bank] = {}
+        pairs: dict[int, Stack] = {}
         for number, entry in entries.items():
             pair = None if entry.signals else low_rank(base, entry)
             if pair is None:
                 self.others[number] = entry
             else:
                 pairs[number] = pair
-        self.bank = _stacked(pairs, len(rows.order) + 1) if pairs else None
+        self.order = sorted(pairs, key=lambda number: -len(rows.members[number]))
+        self.stack = _stacked([pairs[number] for number in self.order]) if pairs else None
+        self.sorted: dict[int, Sorted] = {}  # by tokens per row
+
+    def _products(self, x: Tensor, width: int, lookup: bool) -> Tensor:
+        """Every row's own B A x, (rows, tokens per row, m)."""
+        assert self.stack is not None
+        rows = len(self.rows.names)
+        own = x.reshape(rows, -1) if lookup else x.reshape(rows, -1, width)
+        tokens = own.shape[1]
+        if tokens not in self.sorted:
+            B, A = self.stack
+            members = [self.rows.members[number] for number in self.order]
+            self.sorted[tokens] = Sorted([members], rows, [tokens * B.shape[2] * (B.shape[1] + A.shape[2])]).to(x.device)
+        return self.sorted[tokens].products(own, [self.stack], lookup)
 
     def _rows(self, x: Tensor, y: Tensor, which: Tensor, lookup: bool) -> Tensor:
         for number, entry in self.others.items():
@@ -75,19 +92,15 @@ class RowMap(Map):
     def __call__(self, x: Tensor) -> Tensor:
         which = self.rows.spread(x, x.dim() == 2)
         y = self.base(x)
-        if self.bank is not None:
-            B, A = self.bank[0][which], self.bank[1][which]  # (b, m, r), (b, r, n)
-            z = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), A.mT.to(x.dtype))
-            y = y + torch.bmm(z, B.mT.to(x.dtype)).reshape(y.shape)
+        if self.stack is not None:
+            y = y + self._products(x, x.shape[-1], False).reshape(y.shape).to(y.dtype)
         return self._rows(x, y, which, lookup=False)
 
     def cols(self, i: Tensor) -> Tensor:
         which = self.rows.spread(i, True)
         y = self.base.cols(i)
-        if self.bank is not None:
-            B, A = self.bank[0][which], self.bank[1][which]
-            ids = i.reshape(i.shape[0], 1, -1).expand(-1, A.shape[1], -1)
-            y = y + torch.bmm(A.gather(2, ids).mT, B.mT).reshape(y.shape).to(y.dtype)
+        if self.stack is not None:
+            y = y + self._products(i, 0, True).reshape(y.shape).to(y.dtype)
         return self._rows(i, y, which, lookup=True)
 
 
@@ -101,7 +114,7 @@ def stamp_of(entries: dict[int, Entry]) -> list[Any]:
     return stamp
 
 
-def low_rank(base: Affine, entry: Entry) -> Bank | None:
+def low_rank(base: Affine, entry: Entry) -> Stack | None:
     """Exact factors of the delta, if that is all the method does and they are thinner than the weight."""
     L = entry.layer(base, {})
     if not isinstance(L, Affine) or L.bias is not base.bias:
@@ -138,11 +151,8 @@ def mixed(place: Any, site: Site, rows: Rows, args: tuple[Any, ...], kwargs: dic
     return y
 
 
-def _stacked(pairs: dict[int, Bank], count: int) -> Bank:
-    """Slots by adapter number, padded to the largest rank; slot 0 is the row without an adapter."""
-    B0, A0 = next(iter(pairs.values()))
-    r = max(B.shape[1] for B, _ in pairs.values())
-    zero = (B0.new_zeros(B0.shape[0], r), A0.new_zeros(r, A0.shape[1]))
-    padded = {k: (F.pad(B, (0, r - B.shape[1])), F.pad(A, (0, 0, 0, r - A.shape[0]))) for k, (B, A) in pairs.items()}
-    slots = [padded.get(k, zero) for k in range(count)]
-    return torch.stack([B for B, _ in slots]), torch.stack([A for _, A in slots])
+def _stacked(pairs: list[Stack]) -> Stack:
+    """One behind the other, padded to the largest rank."""
+    r = max(B.shape[1] for B, _ in pairs)
+    B = torch.stack([F.pad(B, (0, r - B.shape[1])) for B, _ in pairs])
+    return B, torch.stack([F.pad(A, (0, 0, 0, r - A.shape[0])) for _, A in pairs])

@@ -13,7 +13,7 @@ from .disk import Writer
 
 if TYPE_CHECKING:
     from ..attach import Adapted
-    from ..plan import Plan
+    from ..plan import Assignment, Plan
     from .load import Saved
 
 Tensors = dict[str, Tensor]
@@ -42,6 +42,11 @@ class Foreign(Protocol):
     def plan(self, saved: Saved, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
         """(our plan, the fields of the configuration that were not needed and have to be kept). May complete the tensors
         of `saved` where the format leaves to its reader what follows from the base or from other files."""
+        ...
+
+    def keys(self, a: Assignment) -> dict[str, str] | None:
+        """Our tensor -> the key under which its file holds the very same numbers in the same shape, for the tensors of one
+        site; None where any of them is packed in another way."""
         ...
 
     def plain_lora(self, adapted: Adapted, factors: dict[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], Tensors]:

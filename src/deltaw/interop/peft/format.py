@@ -14,6 +14,7 @@ from ...errors import StateMismatch, nearest
 from ...files.foreign import Inexpressible
 from ...plan import Assignment, Plan
 from . import names as rules
+from . import places
 from .config import PREFIX, TOKENS, Named, plan_of
 from .dialect import DIALECTS, Dialect, bare, dialect_of, new
 
@@ -176,6 +177,9 @@ class PeftFormat:
 
     def plan(self, saved: Saved, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
         return plan_of(saved, model)
+
+    def keys(self, a: Assignment) -> dict[str, str] | None:
+        return places.keys(a)
 
 
 def _of(state: Named, site: str, adapted: Adapted) -> Named:

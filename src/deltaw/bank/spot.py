@@ -1,0 +1,114 @@
+"""The instance-level forward of one module under a bank: the module's own, then the product of what is active."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..segments import Stack
+from ..sites import Site
+from ..sites.base import ModuleBase
+from .arena import Arena
+from .mixture import Group, Mixture
+from .slots import Slots
+
+
+class State:
+    """What the forwards of one bank look at: an adapter, a mixture, or None for the base. Every choice is an object of
+    its own, so a forward sees a change by identity."""
+
+    def __init__(self) -> None:
+        self.mode: Slots | Mixture | None = None
+        self.active: Slots | None = None
+
+
+class Spot:
+    """A plain object, so that it survives pickle and deepcopy. `run` is worked out at the first call after a change."""
+
+    occupied = "belongs to a deltaw.Bank: call bank.close() before attaching, or give the adapter to the bank with bank.add"
+
+    def __init__(self, site: Site, arena: Arena, state: State):
+        self.name, self.arena, self.state = site.name, arena, state
+        base: Any = site.leaf().op
+        assert isinstance(base, ModuleBase)
+        self.module, self.base = base.module, base
+        self.set_forward = base.set_forward
+        self.lookup = site.kind == "embedding"
+        self.fresh = site.kind in ("linear", "conv1d_hf") and base.set_forward is None  # its output is nobody else's
+        self.hook: Any = None
+        self.seen: Any = None
+        self.run: One | Many | None = None
+
+    def factors(self, slots: Slots) -> Stack:
+        return self.arena.view(*slots.at[self.name], slots.ranks[self.name])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        y = self.base.forward(*args, **kwargs)
+        if self.seen is not self.state.mode:
+            self.refresh()
+        if self.run is None:
+            return y
+        return self.run(args[0] if args else next(iter(kwargs.values())), y)
+
+    def refresh(self) -> None:
+        mode = self.state.mode
+        self.run = None
+        if isinstance(mode, Mixture) and mode.whole:
+            slots: Slots | None = mode.work.order[0]
+        else:
+            slots = mode if isinstance(mode, Slots) else None
+        if isinstance(mode, Mixture) and not mode.whole:
+            group = Group(mode, self)
+            if group.stacks:
+                self.run = Many(self, group)
+        elif slots is not None and self.name in slots.at:
+            self.run = One(self, *self.factors(slots), mode if isinstance(mode, Mixture) else None)
+        self.seen = mode
+
+    def scaled(self, d: Tensor, y: Tensor) -> Tensor:
+        """y + d, where an embedding that scales its rows scales those of the delta too."""
+        factor = getattr(self.module, "embed_scale", None) if self.lookup else None
+        return y + (d if factor is None else d * factor).reshape(y.shape).to(y.dtype)
+
+
+class One:
+    """One adapter for the whole batch: y += B A x."""
+
+    def __init__(self, spot: Spot, B: Tensor, A: Tensor, mixture: Mixture | None):
+        self.spot, self.mixture = spot, mixture
+        self.A, self.B = A.mT, B.mT  # (n, r), (r, m)
+        self.n, self.m, self.dtype = A.shape[1], B.shape[0], B.dtype
+        self.fresh = spot.fresh
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.mixture is not None:
+            self.mixture.tokens(x.shape, 0 if self.spot.lookup else self.n, self.spot.name)
+        if self.fresh and x.dtype is self.dtype and y.dtype is self.dtype and not torch.is_grad_enabled():
+            y.view(-1, self.m).addmm_(x.reshape(-1, self.n).mm(self.A), self.B)
+            return y
+        A, B = self.A, self.B
+        if self.spot.lookup:
+            return self.spot.scaled(F.embedding(x, A) @ B, y)
+        return self.spot.scaled(x @ A.to(x.dtype) @ B.to(x.dtype), y)
+
+
+class Many:
+    """Every row under its own adapter."""
+
+    def __init__(self, spot: Spot, group: Group):
+        self.spot, self.group = spot, group
+        self.n, self.m, self.dtype = spot.arena.n, spot.arena.m, spot.arena.dtype
+        self.fresh = spot.fresh
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        spot = self.spot
+        schedule = self.group.of(x, 0 if spot.lookup else self.n)
+        if self.fresh and x.dtype is self.dtype and y.dtype is self.dtype and not torch.is_grad_enabled():
+            schedule.add(x.reshape(-1, self.n), y.view(-1, self.m))
+            return y
+        rows = schedule.sorted.rows
+        own = x.reshape(rows, -1) if spot.lookup else x.reshape(rows, -1, self.n)
+        return spot.scaled(schedule.sorted.products(own, self.group.stacks, spot.lookup), y)
