@@ -14,6 +14,7 @@ from deltaw.errors import ShapeError, SpecError
 from deltaw.methods import ABBA, HRA, DoRA, Drop, GraLoRA, HiRA, LoHa, LoKr, LoRA, RsLoRA, SHiRA, VeRA
 from deltaw.methods.structure.lokr import factorization
 from deltaw.methods.structure.shira import Sparse
+from deltaw.fused.dropout import draw, mask, masked, noise
 from deltaw.ops import Chain, Hadamard, factors, row_norm
 
 M, N = 24, 16
@@ -375,7 +376,18 @@ def test_wrappers_ask_the_inner_method_about_the_site():
 # ---- Drop
 
 
-def test_drop_is_pefts_dropout_draw_for_draw():
+class Times(nn.Module):
+    """A dropout whose draw is given."""
+
+    def __init__(self, noise, p):
+        super().__init__()
+        self.noise, self.p = noise, p
+
+    def forward(self, x):
+        return x * self.noise if self.training else x
+
+
+def test_drop_is_pefts_dropout_for_the_same_draw():
     peft = pytest.importorskip("peft")
     from deltaw.testing.oracles import oracle
 
@@ -395,7 +407,21 @@ def test_drop_is_pefts_dropout_draw_for_draw():
             torch.manual_seed(5)
             y = ours(x)
             torch.manual_seed(5)
+            wrapped.base_model.model.lin.lora_dropout["default"] = Times(noise(x, 0.4, draw()), 0.4).train(mode)
             assert torch.allclose(y, theirs(x), atol=1e-5), (key, mode)
+
+
+def test_dropout_keeps_the_stated_share_and_the_mean():
+    for p in (0.0001, 0.1, 0.5, 0.9):
+        x = torch.ones(300, 400)
+        n = noise(x, p, 7)
+        assert torch.equal(n, noise(x, p, 7)) and not torch.equal(n, noise(x, p, 8))
+        share, deviation = float((n == 0).double().mean()), (p * (1 - p) / x.numel()) ** 0.5
+        assert abs(share - p) < 5 * deviation + 1 / 2**15, (p, share)
+        assert abs(float(n.mean()) - 1) < 5 * deviation / (1 - p) + 1e-4
+        for dtype in (torch.float64, torch.bfloat16, torch.float16):
+            kept = masked(x.to(dtype), mask(x.to(dtype), p, 7))
+            assert torch.equal(kept != 0, n != 0)
 
 
 def test_drop_draws_in_training_only_and_exports_the_evaluation_formula():
@@ -424,7 +450,7 @@ def test_drop_on_a_convolution_drops_its_input():
     torch.manual_seed(1)
     y = net.train()(x)
     torch.manual_seed(1)
-    z = torch.dropout(x, 0.5, True)
+    z = x * noise(x, 0.5, draw())
     assert torch.allclose(y, conv._conv_forward(x, conv.weight, conv.bias) + nn.functional.conv2d(z, delta, padding=1), atol=1e-10)
 
 

@@ -65,8 +65,10 @@ def _facts(method: Method, shape: tuple[int, int]) -> dict[str, Any]:
             rank = None if pair is None else pair[0].shape[1]
         except BiasChanged:
             rank = None
+    x = torch.empty(2, shape[1], device="meta")
+    model(x)  # what is needed once and then kept, such as row norms, is needed by no forward
     with watch_dense() as asked:
-        model(torch.empty(2, shape[1], device="meta"))
+        model(x)
     trainable = sum(p.numel() for p in adapted.trainable().values())
     return {
         "mergeable": mergeable, "exact_lora_rank": rank, "needs_dense_base": bool(asked), "trainable": trainable

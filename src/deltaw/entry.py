@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import SpecError
 from .ops import Affine, Map, Op, chain
@@ -18,6 +19,16 @@ OFFSET = ("offset.B", "offset.A")  # a constant B0 A0 that an initialisation has
 def attribute(name: str) -> str:
     """Module attributes cannot hold dots."""
     return name.replace(".", "__")
+
+
+class Computing(TorchDispatchMode):
+    """Notices whether torch computes anything inside."""
+
+    any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.any = True
+        return func(*args, **(kwargs or {}))
 
 
 class Entry(nn.Module):
@@ -33,6 +44,7 @@ class Entry(nn.Module):
         self.shared: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.signals: dict[str, str] = {}
         self.pool: tuple[Entry, ...] = ()  # the model-wide tensors; in a tuple, so as to be no submodule
+        self.kept: tuple[list[Any], Map | None] | None = None  # what the expression was made of, and it, if it can be kept
 
     def put(self, name: str, tensor: Tensor, train: bool) -> None:
         self.own.append(name)
@@ -66,6 +78,24 @@ class Entry(nn.Module):
         return W + chain(self.get("offset.B"), self.get("offset.A")) if "offset.B" in self.own else W
 
     def layer(self, base: Affine, signals: dict[str, Tensor]) -> Map:
+        """The map here, of a base. An expression that only refers to the tensors, and so stays true whatever their values
+        become, is made once; one that needed any computing is made again in every forward."""
+        if torch.compiler.is_compiling() or self.signals or torch._C._functorch.peek_interpreter_stack() is not None:
+            return self._layer(base, signals)
+        made_of = [self.training, self.method, base.op, base.bias, *self._parameters.values(), *self._buffers.values()]
+        if self.kept is None or len(self.kept[0]) != len(made_of) or any(a is not b for a, b in zip(self.kept[0], made_of)):
+            with Computing() as seen:
+                L = self._layer(base, signals)
+            if isinstance(L, Affine):
+                L.memo = None if seen.any else {}
+            self.kept = (made_of, None if seen.any else L)
+            return L
+        return self._layer(base, signals) if self.kept[1] is None else self.kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:  # copies and pickles make their own
+        return {**self.__dict__, "kept": None}
+
+    def _layer(self, base: Affine, signals: dict[str, Tensor]) -> Map:
         W = self.shifted(base.op.T if self.flip else base.op)
         L = self.method.layer(Affine(W, None if self.flip else base.bias), self.tensors(signals))
         if self.flip:  # the other end of a tied weight: same tensors, transposed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ..ops import Affine, Base, Chain, Dense, Diag, Eye, Hadamard, Op, Sum, add, chain, cost, factors
+from ..ops import Affine, Base, Chain, Dense, Diag, Eye, Op, Sum, add, cost, factors, rank_bound
 from ..ops.core import FAST
 from .dropout import Dropped, draw
 from .joined import joined
@@ -48,74 +50,98 @@ def fast(L: Affine, x: Tensor) -> Tensor | None:
     op = L.op
     if isinstance(op, Base) or not usable(x) or (L.bias is not None and L.bias.requires_grad):
         return None
-    d = None
-    if isinstance(op, Chain):
-        if isinstance(op.parts[0], Base):  # W (I + P): the delta moves the input
-            moved = _on_identity(op.parts[1:], x)
-            return None if moved is None else op.parts[0].affine(moved, L.bias)
-        if isinstance(op.parts[0], Diag) and len(op.parts) == 2:
-            d, op = op.parts[0].v, op.parts[1]
-    if not isinstance(op, Sum) or not isinstance(op.terms[0], Base):
-        return None
-    return _on_base(op.terms[0], op.terms[1:], d, L.bias, x)
+    T = x.numel() // x.shape[-1]
+    if L.memo is None:
+        way = choose(op, x, T)
+    else:
+        key = (T, x.dtype, torch.is_grad_enabled())
+        way = L.memo.get(key)
+        if way is None:
+            way = choose(op, x, T)
+            if len(L.memo) > 64:
+                L.memo.clear()
+            L.memo[key] = way if way.lasting else None
+    return way.run(L.bias, x)
 
 
 FAST.append(fast)
 
 
-def _on_base(base: Base, terms: list[Op], d: Tensor | None, bias: Tensor | None, x: Tensor) -> Tensor | None:
-    p, delta = 0.0, terms
-    if len(terms) == 1 and isinstance(terms[0], Dropped):
-        p, delta = terms[0].p, [terms[0].op]
-    T = x.numel() // x.shape[-1]
-    m, n = base.shape
-    parts = _parts(delta, T)
-    direct = base.direct(x)
-    if parts is None:
-        if direct is None or p or any(isinstance(t, Dropped) for t in delta) or not _dense_pays(delta, T):
+@dataclass
+class Way:
+    """A chosen path. `lasting`: made of the expression's own tensors, so that it stays true whatever they become."""
+
+    base: Base | None = None
+    d: Tensor | None = None
+    parts: list[Op] | None = None  # thin
+    dense: list[Op] | None = None  # joined
+    p: float = 0.0
+    moves_input: bool = False
+    lasting: bool = True
+
+    def __post_init__(self) -> None:
+        if self.parts is not None:
+            self.bare, self.slots, self.tensors = taken_apart(self.parts)
+
+    def run(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
+        base = self.base
+        if base is None:
             return None
-        return joined(direct, delta, d, bias, x)
-    if direct is not None and not p:
-        thin = 3 * sum(cost(part, T) for part in parts)
-        if thin > T * m * n + 4 * PASS * m * n:
-            return joined(direct, delta, d, bias, x)
-    shape = Shape([part if part.constant else type(part) for part in parts], p, draw() if p else 0)
-    tensors = [part.like for part in parts if not part.constant]
-    if direct is not None:
-        return Thin.apply(shape, x, direct, None, bias, d, *tensors)  # type: ignore[no-any-return]
-    if d is None:
-        return Thin.apply(shape, x, None, base.affine(x, bias), None, None, *tensors)  # type: ignore[no-any-return]
-    return Thin.apply(shape, x, None, base(x), bias, d, *tensors)  # type: ignore[no-any-return]
+        if self.dense is not None:
+            W = base.direct(x)
+            return None if W is None else joined(W, self.dense, self.d, bias, x)
+        shape = Shape(self.bare, self.slots, self.p, draw() if self.p else 0)
+        if self.moves_input:
+            moved = Thin.apply(shape, x, None, None, None, None, *self.tensors)
+            return base.affine(moved, bias)
+        W, y0 = base.direct(x), None
+        if W is None:
+            y0, bias = (base(x), bias) if self.d is not None else (base.affine(x, bias), None)
+        return Thin.apply(shape, x, W, y0, bias, self.d, *self.tensors)  # type: ignore[no-any-return]
 
 
-def _on_identity(parts: list[Op], x: Tensor) -> Tensor | None:
-    if len(parts) != 1 or not isinstance(parts[0], Sum):
-        return None
-    eye, *rest = parts[0].terms
-    if not (isinstance(eye, Eye) and eye.plain):
-        return None
-    thin = _parts(rest, x.numel() // x.shape[-1])
-    if thin is None:
-        return None
-    shape = Shape([part if part.constant else type(part) for part in thin])
-    tensors = [part.like for part in thin if not part.constant]
-    return Thin.apply(shape, x, None, None, None, None, *tensors)  # type: ignore[no-any-return]
+def choose(op: Op, x: Tensor, T: int) -> Way:
+    """The way for this expression and this many tokens."""
+    d = None
+    if isinstance(op, Chain):
+        head, rest = op.parts[0], op.parts[1:]
+        if isinstance(head, Base):  # W (I + P): the delta moves the input
+            inner = rest[0] if len(rest) == 1 else None
+            if not isinstance(inner, Sum) or not (isinstance(inner.terms[0], Eye) and inner.terms[0].plain):
+                return Way()
+            parts, own = thin(inner.terms[1:], T)
+            return Way(lasting=own) if parts is None else Way(head, parts=parts, moves_input=True, lasting=own)
+        if isinstance(head, Diag) and len(rest) == 1:
+            d, op = head.v, rest[0]
+    if not isinstance(op, Sum) or not isinstance(op.terms[0], Base):
+        return Way()
+    base, delta, p = op.terms[0], op.terms[1:], 0.0
+    if len(delta) == 1 and isinstance(delta[0], Dropped):
+        p, delta = delta[0].p, [delta[0].op]
+    (m, n), direct = op.shape, base.direct(x)
+    parts, own = thin(delta, T)
+    work = 3 * sum(cost(part, T) for part in (delta if parts is None else parts))
+    if direct is not None and not p and T > 1 and work > T * m * n + 4 * PASS * m * n:
+        if not any(isinstance(t, Dropped) for t in delta):
+            return Way(base, d, dense=delta, lasting=own)
+    return Way(lasting=own) if parts is None else Way(base, d, parts, p=p, lasting=own)
 
 
-def _parts(delta: list[Op], T: int) -> list[Op] | None:
-    """The factors of a delta as leaves and constant operators, leftmost first; None where no thin product pays."""
+def thin(delta: list[Op], T: int) -> tuple[list[Op] | None, bool]:
+    """(the factors of a delta as leaves and constant operators, leftmost first; are these the expression's own?). None
+    where no thin product pays."""
     if len(delta) == 1 and isinstance(delta[0], Chain):
-        parts = _folded(delta[0].parts)
+        parts = folded(delta[0].parts)
         if len(parts) > 1 and all(part.constant or type(part) in grad.table for part in parts):
-            return parts
+            return parts, all(a is b for a, b in zip(parts, delta[0].parts))
     op = add(*delta)
+    if T * rank_bound(op) * sum(op.shape) > cost(op, T):  # asked without computing anything
+        return None, True
     pair = factors(op)
-    if pair is None or T * pair[0].shape[1] * sum(op.shape) > cost(op, T):
-        return None
-    return [Dense(pair[0]), Dense(pair[1])]
+    return (None if pair is None else [Dense(pair[0]), Dense(pair[1])]), False
 
 
-def _folded(parts: list[Op]) -> list[Op]:
+def folded(parts: list[Op]) -> list[Op]:
     """Diagonals at either end go into the matrix beside them: once a step instead of once a token."""
     first, second = parts[0], parts[1]
     if isinstance(first, Diag) and isinstance(second, Dense):
@@ -125,8 +151,14 @@ def _folded(parts: list[Op]) -> list[Op]:
     return parts
 
 
-def _dense_pays(delta: list[Op], T: int) -> bool:
-    """Is the walk about to build these as matrices, or no cheaper than if it did?"""
-    m, n = delta[0].shape
-    walk = sum(cost(t, T) for t in delta)
-    return T > 1 and 3 * walk > T * m * n + 4 * PASS * m * n
+def taken_apart(parts: list[Op]) -> tuple[list[Op | tuple[type, float]], list[int | None], list[Tensor]]:
+    """The parts with their tensors taken out, to be handed to autograd: see `Shape`."""
+    bare: list[Op | tuple[type, float]] = []
+    slots: list[int | None] = []
+    tensors: list[Tensor] = []
+    for part in parts:
+        bare.append(part if part.constant else (type(part), getattr(part, "c", 1.0)))
+        slots.append(None if part.constant else len(tensors))
+        if not part.constant:
+            tensors.append(part.like)
+    return bare, slots, tensors

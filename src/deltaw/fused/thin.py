@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import SpecError
 from ..ops import Op
-from .dropout import mask
+from .dropout import STEPS, keeps, mask, masked, noise
 from .leaves import back, grad, into
 
 FIXED = 6  # arguments of `apply` before the tensors
@@ -25,29 +25,59 @@ FIXED = 6  # arguments of `apply` before the tensors
 
 @dataclass
 class Shape:
-    """The parts, leftmost first: an operator without trained tensors, or the type of a leaf whose tensor is passed on."""
+    """The parts, leftmost first: an operator without trained tensors, or (type, factor) of a leaf whose tensor is passed
+    on; the slot of its tensor, or None. p and seed of a dropout on the input."""
 
-    parts: list[Op | type]
+    parts: list[Op | tuple[type, float]]
+    slots: list[int | None]
     p: float = 0.0
     seed: int = 0
 
     def ops(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Op]:
-        rest = iter(tensors)
-        return [part if isinstance(part, Op) else part(next(rest).to(dtype)) for part in self.parts]
-
-    def noise(self, x: Tensor) -> Tensor:
-        return mask(x, self.p, self.seed).mul_(1.0 / (1.0 - self.p))
+        out = []
+        for part, slot in zip(self.parts, self.slots):
+            if slot is not None:
+                kind, c = part  # type: ignore[misc]
+                t = tensors[slot]
+                part = kind((t if c == 1.0 else t * c).to(dtype))
+            out.append(part)
+        return out  # type: ignore[return-value]
 
     def plain(
         self, x: Tensor, W: Tensor | None, y0: Tensor | None, bias: Tensor | None, d: Tensor | None, tensors: list[Tensor]
     ) -> Tensor:
         """The same in differentiable pieces."""
-        z = x * self.noise(x) if self.p else x
+        z = x * noise(x, self.p, self.seed) if self.p else x
         for part in reversed(self.ops(tensors, x.dtype)):
             z = part(z)
         y = z + (F.linear(x, W) if W is not None else x if y0 is None else y0)
         y = y if d is None else y * d.to(y.dtype)
         return y if bias is None else y + bias.to(y.dtype)
+
+
+def revertible(y: Tensor, bias: Tensor | None) -> bool:
+    """Can diag(d) y0 stand for y0 until backward? Whoever reads y next often keeps it anyway, so y0 would be a second
+    copy. Not over a bias, which would cost digits, and not in float16, whose range is too small for tiny d."""
+    return bias is None and y.dtype != torch.float16
+
+
+def nonzero(d: Tensor) -> Tensor:
+    """d, but for entries so small that what they multiply could not be recovered."""
+    tiny = 1e-20
+    return torch.where(d.abs() < tiny, tiny, d)
+
+
+def saved(ctx: Any) -> Any:
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        raise SpecError(
+            "the output of an adapted layer was modified in place before backward, which needs it to find the gradient of "
+            "a scale on that output (diag(d) in front of the weight). Write the operation out of place, or run the "
+            "forward within `with deltaw.fused.walking():`"
+        ) from error
 
 
 class Thin(torch.autograd.Function):
@@ -64,7 +94,11 @@ class Thin(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         flat = x.reshape(-1, x.shape[-1])
         parts = shape.ops(tensors, x.dtype)
-        z = first = parts[-1](flat * shape.noise(flat) if shape.p else flat)
+        if shape.p:
+            z = parts[-1](masked(flat, mask(flat, shape.p, shape.seed))).mul_(STEPS / keeps(shape.p))
+        else:
+            z = parts[-1](flat)
+        first = z
         for part in reversed(parts[1:-1]):
             z = part(z)
         if W is not None:
@@ -72,79 +106,82 @@ class Thin(torch.autograd.Function):
         else:
             y = (x if y0 is None else y0).reshape(len(flat), -1).clone()
         into(parts[0], y, z)
-        whole = None
-        if d is not None:
-            whole, scale = y, d.to(y.dtype)
+        y = whole = y.view(*x.shape[:-1], y.shape[-1])
+        if d is not None and revertible(y, bias):
+            y *= nonzero(d.to(y.dtype))
+            whole = y
+        elif d is not None:
+            scale = d.to(y.dtype)
             y = whole * scale if bias is None else torch.addcmul(bias.to(y.dtype), whole, scale)
         elif W is None and bias is not None:
             y += bias.to(y.dtype)
         wanted = ctx.needs_input_grad
         inner = any(wanted[FIXED:])
-        keep_x = inner and not isinstance(shape.parts[-1], Op) and wanted[-1]  # the last tensor is the last part's
+        keep_x = shape.slots[-1] is not None and wanted[-1]  # the last tensor is the last part's
         ctx.shape, ctx.lead, ctx.added = shape, x.shape[:-1], y0 is not None
         ctx.save_for_backward(
             x if keep_x else None, first if inner else None, whole if wanted[5] else None, W, bias, d, *tensors
         )
-        return y.view(*ctx.lead, y.shape[-1])
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
         if torch.is_grad_enabled():
             return _again(ctx, g)
-        x, first, whole, W, _, d, *tensors = ctx.saved_tensors
+        x, first, whole, W, bias, d, *tensors = saved(ctx)
         shape, wanted = ctx.shape, ctx.needs_input_grad
         g = g.reshape(-1, g.shape[-1])
-        gd = (g * whole).sum(0, dtype=d.dtype) if wanted[5] else None
+        gd = None
         if d is not None:
-            g = g * d.to(g.dtype)
+            scale = nonzero(d.to(g.dtype)) if revertible(g, bias) else d.to(g.dtype)
+            if wanted[5]:
+                gd = (g * whole.view(g.shape)).sum(0, dtype=d.dtype)
+                gd = gd / scale if revertible(g, bias) else gd
+            g = g * scale
         parts = shape.ops(tensors, g.dtype)
-        slots = [None if isinstance(part, Op) else k for part, k in zip(shape.parts, _count(shape.parts))]
+        slots = shape.slots
         leaves: list[Tensor | None] = [None] * len(tensors)
 
-        def learn(part: Op, slot: int | None, z: Tensor, gz: Tensor) -> None:
+        def learn(k: int, z: Tensor, gz: Tensor) -> None:
+            slot = slots[k]
             if slot is not None and wanted[FIXED + slot]:
-                leaves[slot] = grad(part, z, gz).to(tensors[slot].dtype)
+                found = grad(parts[k], z, gz).to(tensors[slot].dtype)
+                c = shape.parts[k][1]  # type: ignore[index]
+                leaves[slot] = found if c == 1.0 else found.mul_(c)
 
         inputs = [first]  # of parts[-2], parts[-3], …, parts[0]
         for part in reversed(parts[1:-1]):
             inputs.append(None if first is None else part(inputs[-1]))
         gz = g
-        for part, slot, z in zip(parts[:-1], slots[:-1], reversed(inputs)):
-            learn(part, slot, z, gz)
-            gz = part.rmv(gz)
-        noise = None
-        if shape.p and (x is not None or wanted[1]):
-            noise = shape.noise(x.reshape(-1, x.shape[-1]) if x is not None else gz.new_empty(len(gz), parts[-1].shape[1]))
+        for k, z in enumerate(reversed(inputs)):
+            learn(k, z, gz)
+            gz = parts[k].rmv(gz)
+        kept = None
+        if shape.p:  # the factor goes into the thin gradient, the mask is drawn again
+            gz = gz * (STEPS / keeps(shape.p))
+            if x is not None or wanted[1]:
+                kept = mask(gz.new_empty(len(gz), parts[-1].shape[1]), shape.p, shape.seed)
         if x is not None:
             flat = x.reshape(-1, x.shape[-1])
-            learn(parts[-1], slots[-1], flat if noise is None else flat * noise, gz)
+            learn(len(parts) - 1, flat if kept is None else masked(flat, kept), gz)
         gx = None
         if wanted[1] and ctx.added:
             gx = parts[-1].rmv(gz)
-            gx = gx if noise is None else gx.mul_(noise)
+            gx = gx if kept is None else masked(gx, kept)
         elif wanted[1]:
             gx = g.clone() if W is None else g @ W
-            if noise is None:
+            if kept is None:
                 back(parts[-1], gx, gz)
             else:
-                gx.addcmul_(parts[-1].rmv(gz), noise)
+                gx += masked(parts[-1].rmv(gz), kept)
         gx = None if gx is None else gx.view(*ctx.lead, gx.shape[-1])
         gy0 = g.view(*ctx.lead, g.shape[-1]) if wanted[3] else None
         return None, gx, None, gy0, None, gd, *leaves
 
 
-def _count(parts: list[Op | type]) -> list[int]:
-    """The number of the tensor of each part (of operators: of the next)."""
-    out, k = [], 0
-    for part in parts:
-        out.append(k)
-        k += not isinstance(part, Op)
-    return out
-
-
 def _again(ctx: Any, g: Tensor) -> Any:
     """Somebody differentiates the gradient: the plain formula, recorded."""
-    x, _, _, W, bias, d, *tensors = ctx.saved_tensors
+    x, _, _, W, bias, d, *tensors = saved(ctx)
     if x is None or (ctx.added and d is not None):
         raise SpecError(
             "a second derivative was asked for, of a fused path that kept too little for it: run the forward within "

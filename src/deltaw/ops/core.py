@@ -129,6 +129,8 @@ class watch_dense:
 class Affine(Map):
     """y = op(x) + bias; bias (m,) or None. A site's base is one, and so is what every mergeable method returns."""
 
+    memo: dict[Any, Any] | None = None  # of one that is kept between forwards: what a fused path knows of it
+
     def __init__(self, op: Op, bias: Tensor | None = None):
         if bias is not None and bias.shape != (op.shape[0],):
             raise ShapeError(f"a bias of shape ({op.shape[0]},) was expected, {tuple(bias.shape)} was found")

@@ -11,16 +11,20 @@ from .core import Op
 
 
 class Dense(Op):
-    """A matrix (m, n)."""
+    """A matrix c · w, w (m, n). The number c is multiplied in when the matrix is used, so that no scaled copy is kept."""
 
-    def __init__(self, w: Tensor):
+    def __init__(self, w: Tensor, c: float = 1.0):
         if w.dim() != 2:
             raise ShapeError(f"a matrix was expected, a tensor of shape {tuple(w.shape)} was found")
-        self.w, self.shape = w, (w.shape[0], w.shape[1])
+        self.raw, self.c, self.shape = w, c, (w.shape[0], w.shape[1])
 
     @property
     def like(self) -> Tensor:
-        return self.w
+        return self.raw
+
+    @property
+    def w(self) -> Tensor:
+        return self.raw if self.c == 1.0 else self.raw * self.c
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.w.to(x.dtype))

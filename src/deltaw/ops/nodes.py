@@ -58,7 +58,7 @@ def scale(s: float | Tensor, op: Op) -> Op:
     if isinstance(op, Zero):
         return op
     if isinstance(op, Dense):
-        return Dense(s * op.w)
+        return Dense(op.raw, s * op.c) if isinstance(s, float) else Dense(s * op.w)
     if isinstance(op, Diag):
         return Diag(s * op.v)
     if isinstance(op, BlockDiag):

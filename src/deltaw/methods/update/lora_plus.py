@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import update
+from . import fused, grouped, update
 
 
 @update(paper="arXiv:2402.12354")
@@ -28,16 +28,14 @@ class LoraPlus:
         self, named: dict[str, nn.Parameter], lr: float, lookups: Collection[str] = (), **kw: Any
     ) -> torch.optim.Optimizer:
         decay = kw.pop("weight_decay", self.weight_decay)
-        groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+        rates = []
         for name, p in named.items():
             tensor = name.rsplit(".", 1)[-1]
             if name in lookups:
-                key = (self.embedding_lr, decay)
+                rate, wd = self.embedding_lr, decay
             elif tensor.startswith("B") or p.dim() == 1:
-                key = (lr * self.ratio, 0.0 if tensor == "bias" else decay)
+                rate, wd = lr * self.ratio, 0.0 if tensor == "bias" else decay
             else:
-                key = (lr, decay)
-            groups.setdefault(key, []).append((name, p))
-        return torch.optim.AdamW(
-            [{"params": ps, "lr": rate, "weight_decay": wd} for (rate, wd), ps in groups.items()], lr=lr, **kw
-        )
+                rate, wd = lr, decay
+            rates.append(((("lr", rate), ("weight_decay", wd)), (name, p)))
+        return fused(torch.optim.AdamW, grouped(rates), lr, **kw)

@@ -19,6 +19,7 @@ def forward_is_affine_of_dense(case: Case) -> None:
         h = case.x(7, L.op.shape[1], name="h")
         want = h @ L.op.dense().mT + (0 if L.bias is None else L.bias)
         close(f"{site.name} {site.shape}", L(h), want, case.tol)
+        close(f"{site.name} {site.shape} node by node", L.walk(h), want, case.tol)
 
 
 @law()

@@ -18,6 +18,7 @@ import deltaw
 
 from ...catalogue import facts_of
 from ...errors import DeltawError, NotMergeable
+from ...fused import walking
 from ...plan import Plan
 from ...spec import METHODS, Method, from_config, to_config
 from ..tiny import WIDE, WIDTH
@@ -76,6 +77,8 @@ def merges_as_certified(case: Case) -> str:
     want, new = model(x).detach(), merged.model()
     must(list(new.state_dict()) == [k for k in model.state_dict() if "deltaw" not in k], "keys of the merged model")
     close("merged model", new(x), want, case.tol)
+    with walking():
+        close("merged model, against the walk node by node", new(x), model(x).detach(), case.tol)
     c = merged.certificate
     must(c.max_error is not None and c.output_scale is not None, "a probe was given; the certificate has no error")
     assert c.max_error is not None and c.output_scale is not None

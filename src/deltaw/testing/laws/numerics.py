@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...catalogue import facts_of
+from ...fused import walking
 from ...ops import watch_dense
 from ..tiny import WIDE, WIDTH, coded, values
 from .base import BF16, F32, F64, Case, NotApplicable, close, gap, law, must, push, same
@@ -147,6 +149,30 @@ def checkpointing_changes_nothing(case: Case) -> None:
     for way in ("plain", "reentrant"):
         for name, g in found[way].items():
             close(f"{way} {name}", g, found[""][name], 1e-12)
+
+
+@law()
+def fused_is_the_walk(case: Case) -> str:
+    """The fused paths and the walk node by node: the same output, input gradient and gradients, for few tokens and for
+    many (the choice of a path depends on it), in evaluation and, with the same draws, in training."""
+    model = case.tiny()
+    adapted = case.attach(model)
+    paths = 0
+    for tokens in (1, 5, 200):
+        for mode in (False, True):
+            model.train(mode)
+            found = []
+            for plain in (False, True):
+                x = case.x(2, tokens, 16).requires_grad_()
+                torch.manual_seed(tokens)
+                with walking() if plain else nullcontext():
+                    y = model(x)
+                    y.square().sum().backward()
+                found.append({"output": y.detach(), "input": x.grad, **_gradients(adapted)})
+            for name, t in found[0].items():
+                close(f"{tokens} tokens, {name}", t, found[1][name], 1e-10)
+            paths += any(not torch.equal(t, found[1][name]) for name, t in found[0].items())
+    return f"rounded differently in {paths} of 6 runs"
 
 
 @law()
