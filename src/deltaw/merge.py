@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .convert import site_layer
 from .errors import SpecError
-from .ops import Affine, delta
+from .merging import Change, Tally, changes
 from .session import Restore, session
 from .sites import is_ours
 
@@ -44,42 +43,75 @@ class Certificate:
         return asdict(self)
 
 
+Place = Callable[[str, Tensor], Tensor]
+
+
 class Merged:
-    """The merged weights: `changed()` streams (name, tensor), `model()` is a copy with them, `save(dir)` writes shards."""
+    """The merged weights: `changed()` streams (name, tensor), `model()` is a copy with them, `save(dir)` writes shards.
+
+    The weights are formed anew at every pass, from the adapter as it is then; the certificate is of the pass that
+    `merge()` makes.
+    """
 
     def __init__(self, adapted: Adapted, probe: Any = None):
         self.adapted = adapted
+        self.tied, self.aliases = _same(adapted.model)
         self.sources = self._sources()
         self.names = list(self.sources)
         self.certificate = self._certify(probe)
 
+    def changed(self, into: Place | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that change, one at a time, in the base's dtype; each is made in one pass over the old one.
+
+        into(name, old) gives the tensor to write to, laid out like the old one; it may be the same memory every time
+        (see `Reused`), if each tensor is used before the next is asked for. Without it every tensor is a new one.
+        """
+        return self._pass(into)
+
     @torch.no_grad()
-    def changed(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters that change, one at a time, in the base's dtype."""
-        stacks: dict[str, dict[int, Tensor]] = {}
-        named = dict(self.adapted.model.named_parameters(remove_duplicate=False))
+    def _pass(self, into: Place | None = None, look: Look | None = None) -> Iterator[tuple[str, Tensor]]:
+        stacks: dict[str, list[Change]] = {}
         for a in self.adapted.assignments:
-            for full, index, tensor in _written(self.adapted, a):
-                if index is None:
-                    tensor = tensor.to(named[full].dtype).contiguous()
-                    for name in (full, *self._aliases(full)):
-                        yield name, tensor
-                else:
-                    stacks.setdefault(full, {})[index] = tensor.to(named[full].dtype)
+            for change in changes(self.adapted, a):
+                if change.index is not None:
+                    stacks.setdefault(change.name, []).append(change)
+                    continue
+                old = self._old(change.name)
+                new = torch.empty_like(old) if into is None else into(change.name, old)
+                _fill(change, new, look)
+                for name in (change.name, *self.aliases[change.name]):
+                    yield name, new
         for full, parts in stacks.items():
-            tensor = torch.stack([parts.get(k, old) for k, old in enumerate(named[full].detach().unbind(0))])
-            for name in (full, *self._aliases(full)):
-                yield name, tensor
+            old = self._old(full)
+            new = torch.empty_like(old) if into is None else into(full, old)
+            for k in set(range(len(old))) - {part.index for part in parts}:
+                new[k].copy_(old[k])
+            for part in parts:
+                assert part.index is not None
+                _fill(part, new[part.index], look)
+            for name in (full, *self.aliases[full]):
+                yield name, new
+
+    def _old(self, name: str) -> Tensor:
+        return self.adapted.model.get_parameter(name).detach()
 
     def model(self) -> nn.Module:
         """A copy of the base with the merged weights and nothing attached; broken ties are untied in it."""
-        new = copy.deepcopy(self.adapted.model)
+        made = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in self.changed()}
+        memo: dict[int, Any] = {}  # what a copy would replace or drop at once is not copied
+        for name, p in self.adapted.model.named_parameters(remove_duplicate=False):
+            if name in made and all(other in made for other in self.tied[name]):
+                memo[id(p)] = made[min([name, *self.tied[name]])]
+            elif is_ours(name):
+                memo[id(p)] = p
+        flags = {id(p): p.requires_grad for p in memo.values()}
+        new = copy.deepcopy(self.adapted.model, memo)
         session(new).rows = None
         for name in list(session(new).adapters):
             session(new).adapters[name].detach()
-        made: dict[str, nn.Parameter] = {}
-        for name, tensor in self.changed():
-            made[name] = nn.Parameter(tensor, requires_grad=False)
+        for p in memo.values():
+            if id(p) in flags:
+                p.requires_grad_(flags[id(p)])
         for name in made:
             first = min([name, *self._still_tied(name)])  # both ends changed in the same way: still one tensor
             path, _, word = name.rpartition(".")
@@ -94,57 +126,37 @@ class Merged:
         return save_model(self, directory, max_shard_bytes)
 
     def _sources(self) -> dict[str, str]:
-        """The parameters that change, each with the site whose tensors change it."""
+        """The parameters that change, each with the site whose tensors change it. No weight is computed for that."""
         out: dict[str, str] = {}
         for a in self.adapted.assignments:
-            for full in dict.fromkeys(f for f, _, _ in _written(self.adapted, a)):
-                for name in (full, *self._aliases(full)):
+            for full in dict.fromkeys(change.name for change in changes(self.adapted, a)):
+                for name in (full, *self.aliases[full]):
                     out.setdefault(name, a.shares or a.site.name)
         return out
 
-    def _tied(self, name: str) -> list[str]:
-        """The other names of the same base parameter."""
-        named = dict(self.adapted.model.named_parameters(remove_duplicate=False))
-        return [n for n, p in named.items() if p is named[name] and n != name]
-
     def _still_tied(self, name: str) -> list[str]:
-        return [t for t in self._tied(name) if self.sources.get(t) == self.sources[name]]
-
-    def _aliases(self, name: str) -> list[str]:
-        """The other names of the same parameter of the same module: an instance that stands at several places."""
-        owner = {n: self.adapted.model.get_submodule(n.rpartition(".")[0]) for n in (name, *self._tied(name))}
-        word = name.rpartition(".")[2]
-        return [n for n, m in owner.items() if n != name and m is owner[name] and n.rpartition(".")[2] == word]
+        return [t for t in self.tied[name] if self.sources.get(t) == self.sources[name]]
 
     @torch.no_grad()
     def _certify(self, probe: Any) -> Certificate:
         from .files import fingerprint
 
         model, plan = self.adapted.model, self.adapted.plan
-        named = dict(model.named_parameters(remove_duplicate=False))
-        count, lost, lost_at = 0, 0.0, ""
-        for a in self.adapted.assignments:
-            L, base = site_layer(self.adapted, a), a.site.leaf()
-            for full, index, tensor in _written(self.adapted, a):
-                old = named[full] if index is None else named[full][index]
-                new = tensor.to(old.dtype)
-                count += int((new != old).sum())
-                if isinstance(L, Affine) and new.dim() >= 2:
-                    change = a.site.written(delta(L.op, base.op).dense(), None)
-                    wanted = next(iter(change.values())).double()
-                    norm = float(torch.linalg.vector_norm(wanted))
-                    off = float(torch.linalg.vector_norm((new.double() - old.double()) - wanted))
-                    if norm > 0 and off / norm > lost:
-                        lost, lost_at = off / norm, full
-        untied = [n for n in self.names if len(self._still_tied(n)) < len(self._tied(n))]
-        worst, mean, size = self._compare(default_probe(model) if probe is None else probe)
+        probe = default_probe(model) if probe is None else probe
+        look, new, seen = Look(), dict[str, Tensor](), set[str]()
+        for name, tensor in self._pass(Reused() if probe is None else None, look):
+            if probe is not None and name not in seen:
+                new[name] = tensor
+            seen.update((name, *self.aliases[name]))  # functional_call would not put back what it swaps twice
+        untied = [n for n in self.names if len(self._still_tied(n)) < len(self.tied[n])]
+        worst, mean, size = (None, None, None) if probe is None else self._compare(probe, new)
         base_print = fingerprint(model, plan.train_modules)
         return Certificate(
             len(self.adapted.assignments),
-            len(set(self.names)),
-            count,
-            lost,
-            lost_at,
+            len(self.names),
+            look.count,
+            look.lost,
+            look.lost_at,
             worst,
             mean,
             size,
@@ -152,38 +164,76 @@ class Merged:
             untied,
         )
 
-    def _compare(self, probe: Any) -> tuple[float | None, float | None, float | None]:
-        if probe is None:
-            return None, None, None
+    def _compare(self, probe: Any, new: dict[str, Tensor]) -> tuple[float, float, float]:
         model, shared = self.adapted.model, session(self.adapted.model)
         args = probe if isinstance(probe, tuple) else () if isinstance(probe, dict) else (probe,)
         kwargs = probe if isinstance(probe, dict) else {}
         with Restore(shared, live=((self.adapted.name, 1.0),), off=False, rows=None):
             want = output(model(*args, **kwargs))
         with Restore(shared, off=True):
-            # one name per parameter of a module: functional_call would not put back what it swaps twice
-            new = {n: t for n, t in self.changed() if not any(other in self.names[: self.names.index(n)] for other in self._aliases(n))}
             got = output(functional_call(model, new, args, kwargs, tie_weights=False))
         gap = (got.double() - want.double()).abs()
         return float(gap.max()), float(gap.mean()), float(want.abs().max())
+
+
+class Reused:
+    """A place for `Merged.changed`: one piece of memory per dtype, as large as the largest tensor so far."""
+
+    def __init__(self) -> None:
+        self.memory: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def __call__(self, name: str, old: Tensor) -> Tensor:
+        key = (old.dtype, old.device)
+        if key not in self.memory or self.memory[key].numel() < old.numel():
+            self.memory[key] = torch.empty(old.numel(), dtype=old.dtype, device=old.device)
+        stride = torch.empty_like(old, device="meta").stride()
+        return self.memory[key].as_strided(old.shape, stride)
+
+
+class Look:
+    """What the certificate says of the weights, gathered during the pass that makes them."""
+
+    def __init__(self) -> None:
+        self.count, self.lost, self.lost_at = 0, 0.0, ""
+
+    def add(self, name: str, tally: Tally) -> None:
+        self.count += tally.changed
+        if tally.lost > self.lost:
+            self.lost, self.lost_at = tally.lost, name
+
+
+def _fill(change: Change, new: Tensor, look: Look | None) -> None:
+    tally = None if look is None else Tally()
+    change.fill(new, tally)
+    if look is not None and tally is not None:
+        look.add(change.name, tally)
+
+
+Names = dict[str, list[str]]
+
+
+def _same(model: nn.Module) -> tuple[Names, Names]:
+    """For every parameter name: the other names of the same parameter, and those of them in the same module (an instance
+    that stands at several places)."""
+    by_tensor: dict[int, list[str]] = {}
+    by_owner: dict[tuple[int, str], list[str]] = {}
+    tied: Names = {}
+    aliases: Names = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for word, p in module._parameters.items():
+            if p is not None:
+                name = f"{path}.{word}" if path else word
+                tied[name] = by_tensor.setdefault(id(p), [])
+                aliases[name] = by_owner.setdefault((id(module), word), [])
+                tied[name].append(name)
+                aliases[name].append(name)
+    return tuple({n: [o for o in group if o != n] for n, group in found.items()} for found in (tied, aliases))  # type: ignore[return-value]
 
 
 def _say_untied(model: nn.Module, untied: list[str]) -> None:
     config = getattr(model, "config", None)
     if untied and getattr(config, "tie_word_embeddings", None):
         config.tie_word_embeddings = False  # type: ignore[union-attr]
-
-
-def _written(adapted: Adapted, a: Any) -> list[tuple[str, int | None, Tensor]]:
-    """(parameter name, expert number or None, new value) for one site."""
-    from .attach import _address
-
-    module, _ = _address(a)
-    out = []
-    for word, tensor in a.site.merged(site_layer(adapted, a)).items():
-        stem, _, index = word.partition("[")
-        out.append((f"{module}.{stem}" if module else stem, int(index[:-1]) if index else None, tensor.detach()))
-    return out
 
 
 def output(out: Any) -> Tensor:

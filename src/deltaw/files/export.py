@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import SpecError
 from ..sites import is_ours
-from .disk import Writer, commit, json_writer, raw, tensors_writer
+from .disk import Writer, commit, json_writer, tensors_writer
 from .foreign import formats
 from .save import CARD, EXACT, TENSORS
 
@@ -43,9 +44,11 @@ def save_lora(converted: Converted, directory: Any) -> Path:
 def save_model(merged: Merged, directory: Any, max_shard_bytes: int = 2 * 2**30) -> Path:
     """Stream a merged model to safetensors shards, index, merge_certificate.json and, for transformers, its configs.
 
-    Beyond the base at most one merged tensor is in memory at a time: the headers are known from the base's shapes, and
+    Beyond the base there is memory for one merged tensor, used for all: the headers are known from the base's shapes, and
     every tensor is written to its place in its shard. A shard holds max_shard_bytes, or one tensor that is larger.
     """
+    from ..merge import Reused
+
     model = merged.adapted.model
     tensors = _contents(model, merged.certificate.untied)
     shards = _shards(tensors, max_shard_bytes)
@@ -58,7 +61,7 @@ def save_model(merged: Merged, directory: Any, max_shard_bytes: int = 2 * 2**30)
         for t, tensor in tensors.items():
             if t not in changed:
                 _put(path.parent / where[t], layouts[where[t]][t], tensor)
-        for t, tensor in merged.changed():
+        for t, tensor in merged.changed(Reused()):
             if t in where:  # the second name of a tensor that is still tied is not stored
                 _put(path.parent / where[t], layouts[where[t]][t], tensor)
 
@@ -127,9 +130,13 @@ def _begin(path: Path, tensors: dict[str, Tensor]) -> dict[str, int]:
 
 
 def _put(path: Path, start: int, tensor: Tensor) -> None:
-    with open(path, "r+b") as handle:
+    t = tensor.detach().cpu().contiguous()
+    with open(path, "r+b", buffering=0) as handle:
         handle.seek(start)
-        handle.write(raw(tensor))
+        if _size(t):  # from where it lies: no copy as bytes
+            left = memoryview((ctypes.c_char * _size(t)).from_address(t.data_ptr())).cast("B")
+            while left:
+                left = left[handle.write(left) :]
 
 
 def _configs(model: nn.Module, untied: list[str]) -> dict[str, Writer]:
