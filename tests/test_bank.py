@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw import Bank, Plan, segments
+from deltaw.bank import mixture
 from deltaw.bank.arena import Arena
 from deltaw.bank.read import Reader
 from deltaw.errors import DeltawError, NotLinear, NotMergeable, ShapeError, SpecError, StateMismatch, TargetError
@@ -112,14 +113,17 @@ MIXES = [
 ]
 
 
-@pytest.mark.parametrize("call", [0, 10**12], ids=["many products", "few products"])
+@pytest.mark.parametrize("way", ["as it comes", "dense", "runs", "buckets", "one bucket"])
 @pytest.mark.parametrize("flat", [False, True], ids=["batch", "flat"])
 @torch.no_grad()
-def test_rows_equal_attached_rows(adapters, flat, call, monkeypatch):
-    monkeypatch.setattr(segments, "CALL", call)
-    monkeypatch.setattr("deltaw.bank.mixture.CALL", call)
+def test_rows_equal_attached_rows(adapters, flat, way, monkeypatch):
+    """Every way of grouping the products, made the cheapest in turn."""
     want_from = attached(adapters, flat=flat)
     model, bank = filled(adapters, flat=flat)
+    if way != "as it comes":
+        kind = "buckets" if "bucket" in way else way
+        monkeypatch.setattr(mixture.Group, "prices", lambda group, k: {kind: 0.0})
+        monkeypatch.setattr(mixture, "call", lambda dtype: 10**12 if way == "one bucket" else 0)
     for names in MIXES:
         for ids in (IDS, IDS[:, :1]):  # a prompt, a token
             with deltaw.rows(want_from, names):

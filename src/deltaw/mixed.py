@@ -12,7 +12,7 @@ from torch import Tensor
 from .entry import Entry
 from .errors import NotLinear, ShapeError
 from .ops import Affine, Map, delta, factors
-from .segments import Sorted, Stack
+from .segments import Sorted, Stack, call
 from .sites import Site
 
 
@@ -77,7 +77,8 @@ class RowMap(Map):
         if tokens not in self.sorted:
             B, A = self.stack
             members = [self.rows.members[number] for number in self.order]
-            self.sorted[tokens] = Sorted([members], rows, [tokens * B.shape[2] * (B.shape[1] + A.shape[2])]).to(x.device)
+            unit = tokens * B.shape[2] * (B.shape[1] + A.shape[2])
+            self.sorted[tokens] = Sorted([members], rows, [unit], 2 * call(x.dtype)).to(x.device)
         return self.sorted[tokens].products(own, [self.stack], lookup)
 
     def _rows(self, x: Tensor, y: Tensor, which: Tensor, lookup: bool) -> Tensor:

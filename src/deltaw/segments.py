@@ -12,10 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CALL = 200_000  # multiply-adds in the time that one more product costs by being one more
 PASS = 8  # multiply-adds in the time of moving one entry of a matrix once
 
 Stack = tuple[Tensor, Tensor]  # (g, m, r), (g, r, n): the factors of g adapters
+
+
+def call(dtype: torch.dtype) -> int:
+    """Multiply-adds in the time that one more small product costs by being one more: in half precision the multiply-adds
+    are cheaper, the calls are not."""
+    return 2_000_000 if dtype.itemsize == 2 else 200_000
 
 
 def ranges(sizes: Sequence[int], unit: int, overhead: int) -> list[tuple[int, int]]:
@@ -48,15 +53,15 @@ class Bucket:
 
 class Sorted:
     """Where the rows go. groups[i][j]: the rows of adapter j of stack i, longest groups first; units[i]: multiply-adds
-    per row. take: the sorted rows by their number in the batch, padding included; back: the place of each row among
+    per row; overhead: of one more bucket. take: the sorted rows by their number in the batch, padding included; back: the place of each row among
     them, one past the end for rows without an adapter (`partial`). straight: the batch is sorted as it is."""
 
-    def __init__(self, groups: list[list[list[int]]], rows: int, units: list[int]):
+    def __init__(self, groups: list[list[list[int]]], rows: int, units: list[int], overhead: int):
         self.buckets: list[Bucket] = []
         take: list[int] = []
         place: dict[int, int] = {}
         for i, stack in enumerate(groups):
-            for lo, hi in ranges([len(g) for g in stack], units[i], 2 * CALL):
+            for lo, hi in ranges([len(g) for g in stack], units[i], overhead):
                 size = len(stack[lo])
                 self.buckets.append(Bucket(i, lo, hi - lo, size, len(take)))
                 for group in stack[lo:hi]:

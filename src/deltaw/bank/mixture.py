@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..segments import CALL, PASS, Sorted, Stack, ranges
+from ..segments import PASS, Sorted, Stack, call, ranges
 
 if TYPE_CHECKING:
     from .slots import Slots
@@ -21,30 +21,36 @@ if TYPE_CHECKING:
 
 
 class Work:
-    """The stacks of the same adapters in the same order, whatever rows they serve."""
+    """The factors of the same adapters in the same order, whatever rows they serve, side by side in either of two forms."""
 
     def __init__(self, order: list[Slots]):
         self.order = order
         self.stacks: dict[str, list[Stack]] = {}
+        self.rows: dict[str, Stack] = {}
 
-    def members(self, site: str, width: int) -> list[list[int]]:
-        """Which adapters (numbers in `order`, which stays) share a stack at this site: consecutive ranks, where padding
-        them costs less memory traffic than one more product."""
-        ranks = [a.ranks.get(site, 0) for a in self.order]
-        there = sorted((k for k, r in enumerate(ranks) if r), key=lambda k: -ranks[k])
-        cuts = ranges([ranks[k] for k in there], PASS * width, 2 * CALL)
-        return [sorted(there[lo:hi]) for lo, hi in cuts]
+    def ranks(self, site: str) -> list[int]:
+        return [a.ranks.get(site, 0) for a in self.order]
 
-    def at(self, spot: Spot, members: list[list[int]]) -> list[Stack]:
+    @torch.no_grad()
+    def stacked(self, spot: Spot, members: list[list[int]]) -> list[Stack]:
+        """(g, m, r), (g, r, n) of every group of members, padded to its largest rank."""
         if spot.name not in self.stacks:
             self.stacks[spot.name] = [_stack(spot, [self.order[k] for k in group]) for group in members]
         return self.stacks[spot.name]
 
+    @torch.no_grad()
+    def flat(self, spot: Spot) -> Stack:
+        """All ranks of all adapters below each other, B transposed: (R, m), (R, n)."""
+        if spot.name not in self.rows:
+            pairs = [spot.factors(a) for a in self.order if spot.name in a.at]
+            self.rows[spot.name] = torch.cat([B.mT for B, _ in pairs]), torch.cat([A for _, A in pairs])
+        return self.rows[spot.name]
+
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for stacks in self.stacks.values() for pair in stacks for t in pair)
+        every = [t for stacks in self.stacks.values() for pair in stacks for t in pair]
+        return sum(t.numel() * t.element_size() for t in [*every, *(t for pair in self.rows.values() for t in pair)])
 
 
-@torch.no_grad()
 def _stack(spot: Spot, adapters: list[Slots]) -> Stack:
     views = [spot.factors(a) for a in adapters]
     ranks = [B.shape[1] for B, _ in views]
@@ -63,85 +69,153 @@ def _stack(spot: Spot, adapters: list[Slots]) -> Stack:
 
 @dataclass
 class Bit:
-    """One product: the factors of some adapters, transposed as they are used, and their rows of the sorted batch."""
+    """One product: the factors of `count` adapters, and their rows of the batch, sorted or as it is."""
 
-    A: Tensor  # (g, n, r)
-    B: Tensor  # (g, r, m)
+    B: Tensor  # (g, m, r), or (m, r)
+    A: Tensor  # (g, n, r), or (n, r): transposed
     first: int
     end: int
-    size: int
+    count: int
 
 
-class Schedule:
-    """How one site treats one number of tokens per row: through sorted rows, or run by run in place."""
+class Group:
+    """A mixture at one site: how many tokens there are per row decides which way its products go.
 
-    def __init__(self, spot: Spot, mixture: Mixture, members: list[list[int]], stacks: list[Stack], k: int):
-        m, n = spot.arena.m, spot.arena.n
-        count, units = len(mixture.names), [k * B.shape[2] * (m + n) for B, _ in stacks]
-        groups = [[mixture.rows[j] for j in group] for group in members]
-        key = (str(members), *units)
-        if key not in mixture.sorts:
-            mixture.sorts[key] = Sorted(groups, count, units).to(stacks[0][0].device)
-        self.sorted = s = mixture.sorts[key]
-        self.bits = [
-            Bit(stacks[b.stack][1][b.first : b.first + b.count].mT, stacks[b.stack][0][b.first : b.first + b.count].mT,
-                b.at, b.at + b.count * b.size, b.count)
-            for b in s.buckets
-        ]  # fmt: skip
-        moved = 0 if s.straight else 3 * CALL + PASS * k * (s.total * n + (s.total + 2 * count) * m)
-        sort = 2 * CALL * len(s.buckets) + moved + s.padding * max(units)
-        self.runs: list[Bit] | None = None
-        found = _runs(groups)
-        if 2 * CALL * len(found) < sort:
-            self.runs = [
-                Bit(stacks[i][1][j].mT, stacks[i][0][j].mT, lo * k, hi * k, 1) for i, j, lo, hi in found
-            ]  # fmt: skip
+    dense: all ranks of all adapters as one pair of products, in which a mask leaves every row its own (few adapters, few
+    tokens, whatever the segments). runs: one pair per run of neighbouring rows, in place (many tokens). Otherwise rows
+    are sorted, and a bucket of adapters is one batched product (many adapters). Members share a stack: consecutive ranks,
+    where padding them costs less memory traffic than one more product."""
+
+    def __init__(self, mixture: Mixture, spot: Spot):
+        self.mixture, self.spot, work = mixture, spot, mixture.work
+        self.call, self.width = call(spot.arena.dtype), spot.arena.m + spot.arena.n
+        self.ranks = ranks = work.ranks(spot.name)
+        self.there = sorted((k for k, r in enumerate(ranks) if r), key=lambda k: -ranks[k])
+        cuts = ranges([ranks[k] for k in self.there], PASS * self.width, 2 * self.call)
+        self.members = [sorted(self.there[lo:hi]) for lo, hi in cuts]
+        self.known: dict[int, Dense | Runs | Buckets] = {}
+        self.orders: dict[int, Sorted] = {}
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return self.mixture.work.stacked(self.spot, self.members)
+
+    def sorted(self, k: int) -> Sorted:
+        """The rows sorted by adapter, for k tokens in each."""
+        if k not in self.orders:
+            mixture = self.mixture
+            units = [k * max(self.ranks[j] for j in group) * self.width for group in self.members]
+            key = (str(self.members), *units)
+            if key not in mixture.sorts:
+                groups = [[mixture.rows[j] for j in group] for group in self.members]
+                mixture.sorts[key] = Sorted(groups, len(mixture.names), units, 2 * self.call).to(self.spot.arena.device)
+            self.orders[k] = mixture.sorts[key]
+        return self.orders[k]
+
+    def prices(self, k: int) -> dict[str, float]:
+        """Estimated multiply-adds of each way; moving rows about, small calls and members of a batched product count as
+        fractions of a product."""
+        s, call, rows = self.sorted(k), self.call, self.mixture.rows
+        tall, wide = self.spot.arena.m, self.spot.arena.n
+        units = [max(self.ranks[j] for j in group) * self.width * k for group in self.members]
+        buckets = sum(2 * call * (1 + b.count / 10) + b.count * b.size * units[b.stack] for b in s.buckets)
+        if not s.straight:
+            buckets += call / 2 + PASS * k * (s.total * wide + (s.total + 2 * s.rows) * tall)
+        covered = sum(len(rows[j]) * self.ranks[j] for j in self.there) * self.width * k
+        return {
+            "dense": 2 * call + call / 4 + k * s.rows * sum(self.ranks) * self.width,
+            "runs": 2 * call * len(_runs(rows, self.there)) + covered,
+            "buckets": buckets,
+        }
+
+    def build(self, way: str, k: int) -> Dense | Runs | Buckets:
+        mixture, spot = self.mixture, self.spot
+        if way == "dense":
+            return Dense(*mixture.work.flat(spot), mixture.mask(self.ranks, spot))
+        if way == "runs":
+            views = {j: spot.factors(mixture.work.order[j]) for j in self.there}
+            found = _runs(mixture.rows, self.there)
+            return Runs([Bit(views[j][0], views[j][1].mT, lo * k, hi * k, 1) for j, lo, hi in found])
+        return Buckets(self.sorted(k), self.stacks)
+
+    def at(self, k: int) -> Dense | Runs | Buckets:
+        if k not in self.known:
+            prices = self.prices(k)
+            self.known[k] = self.build(min(prices, key=lambda way: prices[way]), k)
+        return self.known[k]
+
+
+def _runs(rows: list[list[int]], there: list[int]) -> list[tuple[int, int, int]]:
+    """(adapter, first row, end) of neighbouring rows with the same adapter."""
+    out: list[tuple[int, int, int]] = []
+    for j in there:
+        first = rows[j][0]
+        for a, b in zip(rows[j], [*rows[j][1:], -1]):
+            if b != a + 1:
+                out.append((j, first, a + 1))
+                first = b
+    return out
+
+
+class Dense:
+    """y += ((x Aᵀ) ⊙ mask) B over all ranks at once."""
+
+    def __init__(self, B: Tensor, A: Tensor, mask: Tensor):
+        self.B, self.A, self.mask = B, A.mT, mask
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """y (T, m) += each row's own B A x, in place; x (T, n). No gradients."""
-        if self.runs is not None:
-            for run in self.runs:
-                y[run.first : run.end].addmm_(x[run.first : run.end].mm(run.A), run.B)
-            return
+        """y (T, m) += each row's own B A x, in place; x (T, n). No gradients. The same in the other two."""
+        z, mask = x.mm(self.A), self.mask
+        if len(z) == len(mask):
+            z.mul_(mask)
+        else:
+            z.view(len(mask), -1, z.shape[1]).mul_(mask[:, None])
+        y.addmm_(z, self.B)
+
+
+class Runs:
+    """y[a:b] += B A x[a:b], run by run."""
+
+    def __init__(self, bits: list[Bit]):
+        self.bits = bits
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        for b in self.bits:
+            y[b.first : b.end].addmm_(x[b.first : b.end].mm(b.A), b.B.mT)
+
+
+class Buckets:
+    """Rows sorted by adapter, one batched product per bucket, rows back in their order."""
+
+    def __init__(self, s: Sorted, stacks: list[Stack]):
+        self.sorted = s
+        self.bits: list[Bit] = []
+        for b in s.buckets:
+            B, A = (t[b.first : b.first + b.count] for t in stacks[b.stack])
+            self.bits.append(Bit(B, A.mT, b.at, b.at + b.count * b.size, b.count))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
         s, bits = self.sorted, self.bits
-        n, m = x.shape[1], y.shape[1]
-        if s.straight:
-            for b in bits:
-                own = (x, y) if len(bits) == 1 else (_part(x, b, s.rows), _part(y, b, s.rows))
-                z = torch.bmm(own[0].view(b.size, -1, n), b.A)
-                own[1].view(b.size, -1, m).baddbmm_(z, b.B)
-            return
-        moved = x.reshape(s.rows, -1).index_select(0, s.take)
-        wide = y.view(s.rows, -1)
+        moved, wide = x.reshape(s.rows, -1), y.view(s.rows, -1)
+        if not s.straight:
+            moved = moved.index_select(0, s.take)
         if len(bits) == 1 and not s.partial:
-            b = bits[0]
-            out = torch.bmm(torch.bmm(moved.view(b.size, -1, n), b.A), b.B).view(s.total, -1)
+            out = self.product(bits[0], moved, x.shape[1]).view(s.total, -1)
         else:
             out = y.new_empty(s.total + s.partial, wide.shape[1])
             for b in bits:
-                z = torch.bmm(moved[b.first : b.end].view(b.size, -1, n), b.A)
-                torch.bmm(z, b.B, out=out[b.first : b.end].view(b.size, -1, m))
+                part = self.product(b, moved[b.first : b.end], x.shape[1])
+                out[b.first : b.end] = part.view(b.end - b.first, -1)
             if s.partial:
                 out[-1].zero_()
-        wide.add_(out.index_select(0, s.back))
+        wide.add_(out if s.straight else out.index_select(0, s.back))
 
-
-def _part(t: Tensor, b: Bit, rows: int) -> Tensor:
-    k = len(t) // rows
-    return t[b.first * k : b.end * k]
-
-
-def _runs(groups: list[list[list[int]]]) -> list[tuple[int, int, int, int]]:
-    """(stack, adapter, first row, end) of neighbouring rows with the same adapter."""
-    out: list[tuple[int, int, int, int]] = []
-    for i, stack in enumerate(groups):
-        for j, group in enumerate(stack):
-            first = group[0]
-            for a, b in zip(group, [*group[1:], -1]):
-                if b != a + 1:
-                    out.append((i, j, first, a + 1))
-                    first = b
-    return sorted(out, key=lambda run: run[2])
+    def product(self, b: Bit, x: Tensor, n: int) -> Tensor:
+        x = x.view(b.count, -1, n)
+        z = torch.bmm(x, b.A)
+        if x.shape[1] == 1 and b.B.dtype.itemsize == 2:  # one token each: the matrix first reads it in its own order
+            return torch.bmm(b.B, z.mT)
+        return torch.bmm(z, b.B.mT)
 
 
 class Mixture:
@@ -157,6 +231,7 @@ class Mixture:
         self.whole = len(work.order) == 1 and len(self.rows[0]) == len(names)  # all rows under one adapter
         self.counts: set[int] = set()
         self.sorts: dict[Any, Sorted] = {}
+        self.masks: dict[Any, Tensor] = {}
 
     def look(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What the model is called with: (batch, tokens) or (batch, tokens, d), beams counted as rows."""
@@ -174,18 +249,14 @@ class Mixture:
             )
         return (shape.numel() // (width or 1)) // rows
 
-
-class Group:
-    """A mixture at one site."""
-
-    def __init__(self, mixture: Mixture, spot: Spot):
-        self.mixture, self.spot = mixture, spot
-        self.members = mixture.work.members(spot.name, spot.arena.m + spot.arena.n)
-        self.stacks = mixture.work.at(spot, self.members)
-        self.by: dict[int, Schedule] = {}
-
-    def of(self, x: Tensor, width: int) -> Schedule:
-        k = self.mixture.tokens(x.shape, width, self.spot.name)
-        if k not in self.by:
-            self.by[k] = Schedule(self.spot, self.mixture, self.members, self.stacks, k)
-        return self.by[k]
+    def mask(self, ranks: list[int], spot: Spot) -> Tensor:
+        """(rows, R): 1 where a rank belongs to the row's adapter."""
+        key = ("mask", str(ranks))
+        if key not in self.masks:
+            mask = torch.zeros(len(self.names), sum(ranks), dtype=spot.arena.dtype, device=spot.arena.device)
+            at = 0
+            for j, r in enumerate(ranks):
+                mask[self.rows[j], at : at + r] = 1
+                at += r
+            self.masks[key] = mask
+        return self.masks[key]

@@ -62,7 +62,7 @@ class Spot:
             slots = mode if isinstance(mode, Slots) else None
         if isinstance(mode, Mixture) and not mode.whole:
             group = Group(mode, self)
-            if group.stacks:
+            if group.members:
                 self.run = Many(self, group)
         elif slots is not None and self.name in slots.at:
             self.run = One(self, *self.factors(slots), mode if isinstance(mode, Mixture) else None)
@@ -105,10 +105,10 @@ class Many:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         spot = self.spot
-        schedule = self.group.of(x, 0 if spot.lookup else self.n)
+        k = self.group.mixture.tokens(x.shape, 0 if spot.lookup else self.n, spot.name)
         if self.fresh and x.dtype is self.dtype and y.dtype is self.dtype and not torch.is_grad_enabled():
-            schedule.add(x.reshape(-1, self.n), y.view(-1, self.m))
+            self.group.at(k).add(x.reshape(-1, self.n), y.view(-1, self.m))
             return y
-        rows = schedule.sorted.rows
-        own = x.reshape(rows, -1) if spot.lookup else x.reshape(rows, -1, self.n)
-        return spot.scaled(schedule.sorted.products(own, self.group.stacks, spot.lookup), y)
+        order = self.group.sorted(k)
+        own = x.reshape(order.rows, -1) if spot.lookup else x.reshape(order.rows, -1, self.n)
+        return spot.scaled(order.products(own, self.group.stacks, spot.lookup), y)
