@@ -109,11 +109,24 @@ class Engine(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             kw = {} if self.t.weight_decay is None else {"weight_decay": self.t.weight_decay}
-            try:  # one kernel for all tensors: an adapter is hundreds of small ones
-                self.optimizer = self.adapted.optimizer(self.t.lr, fused=True, **kw)
-            except (TypeError, RuntimeError):  # an update rule, or a device, without it
-                self.optimizer = self.adapted.optimizer(self.t.lr, **kw)
+            self.optimizer = self.adapted.optimizer(self.t.lr, **kw)
         return self.optimizer  # type: ignore[no-any-return]
+
+    def _trained(self) -> list[Tensor]:
+        """What the optimiser moves: gradients are clipped without a walk over the base's parameters."""
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return self.accelerator.clip_grad_norm_(self._trained(), self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if grad_norm is None:  # nothing is clipped, and the norm is logged all the same
+            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained()])
+        return grad_norm
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: the Trainer would walk over all parameters for it after every micro-batch."""
+        return 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order

@@ -44,15 +44,16 @@ def grouped(pairs: Iterable[tuple[Settings, tuple[str, nn.Parameter]]]) -> list[
     return [{"params": members, **dict(settings)} for settings, members in groups.items()]
 
 
+FUSED = ("cpu", "cuda", "mps", "xpu")  # the devices with a fused kernel; torch itself asks only when a step is made
+
+
 def fused(
     make: Callable[..., torch.optim.Optimizer], groups: list[dict[str, Any]], lr: float, **kw: Any
 ) -> torch.optim.Optimizer:
-    """make(groups, lr, fused=True): one kernel for all tensors of a group, on the devices and dtypes that torch has one
-    for, and torch's own choice elsewhere (on the meta device, for complex numbers). Keywords that decide this otherwise win.
+    """make(groups, lr, fused=True): one kernel for all tensors of a group, where torch has one for their devices and dtypes
+    (not on the meta device, not for complex numbers). `fused`, `foreach` and `differentiable` among the keywords win.
     """
-    if not {"fused", "foreach", "differentiable"} & kw.keys():
-        try:
-            return make([dict(g) for g in groups], lr=lr, fused=True, **kw)
-        except RuntimeError:  # what torch raises where it has no such kernel
-            pass
+    tensors = [p for g in groups for _, p in g["params"]]
+    if all(p.device.type in FUSED and p.is_floating_point() for p in tensors):
+        kw = kw if {"fused", "foreach", "differentiable"} & kw.keys() else {**kw, "fused": True}
     return make(groups, lr=lr, **kw)
