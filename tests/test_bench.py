@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from deltaw.bench import clock, record
+import deltaw
+from deltaw.bench import clock, loss, memory, record
 from deltaw.bench.child import setting_of
 from deltaw.bench.contender import contenders, in_peft, method_of, pair
+from deltaw.bench.count import flops
+from deltaw.bench.mixed import halves, spread
 from deltaw.bench.report import column, grid, latest, pages, quantity
 from deltaw.bench.setting import QUICK, Setting
 from deltaw.bench.subject import Layer, hidden, load
@@ -45,11 +50,23 @@ def test_candidates_take_turns_and_warm_up_is_dropped():
     assert calls == ["a", "b"] * 3 and gc.isenabled()
     assert found == {"a": {"time": [2, 4]}, "b": {"time": [1, 8]}}
     r = clock.ratio(found["a"]["time"], found["b"]["time"])
-    assert (r["median"], r["min"], r["max"], r["n"]) == (1.25, 0.5, 2.0, 2)  # of the rounds' ratios; the medians' is 0.67
+    assert (r["median"], r["min"], r["max"], r["n"]) == (
+        1.25,
+        0.5,
+        2.0,
+        2,
+    )  # of the rounds' ratios; the medians' is 0.67
 
 
 def test_spread_is_median_and_quartiles():
-    assert clock.spread([4.0, 1.0, 3.0, 2.0, 5.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "min": 1.0, "max": 5.0, "n": 5}
+    assert clock.spread([4.0, 1.0, 3.0, 2.0, 5.0]) == {
+        "median": 3.0,
+        "q1": 2.0,
+        "q3": 4.0,
+        "min": 1.0,
+        "max": 5.0,
+        "n": 5,
+    }
     assert clock.spread([2.0])["q1"] == 2.0
     assert clock.total({"a": [1.0, 2.0], "b": [10.0, 20.0]}) == [11.0, 22.0]
 
@@ -72,7 +89,7 @@ def test_the_collector_comes_back_after_an_error():
      {"labels": 0.0}, {"loss": ("mean",)}, {"clock": "sun"}],
 )  # fmt: skip
 def test_a_wrong_option_is_named(wrong):
-    with pytest.raises(SpecError, match=f"--{ {'dtypes': 'dtype'}.get(next(iter(wrong)), next(iter(wrong)))}"):
+    with pytest.raises(SpecError, match=f"--{ {'dtypes': 'dtype'}.get(next(iter(wrong)), next(iter(wrong))) }"):
         Setting(**wrong)
 
 
@@ -112,8 +129,21 @@ def test_twins_share_their_weights(subject):
 
 def test_all_candidates_compute_one_function_and_the_gradient_of_their_input(subject):
     """At the start every method is the base, so outputs and input gradients agree with the floor's."""
-    found = contenders(Setting(**{**TINY.__dict__, "methods": ("lora", "dora", "vera"), "against": ("peft",), "full": True}), subject, Progress())
-    assert list(found) == ["floor", "deltaw lora", "peft lora", "deltaw dora", "peft dora", "deltaw vera", "peft vera", "full"]
+    found = contenders(
+        Setting(**{**TINY.__dict__, "methods": ("lora", "dora", "vera"), "against": ("peft",), "full": True}),
+        subject,
+        Progress(),
+    )
+    assert list(found) == [
+        "floor",
+        "deltaw lora",
+        "peft lora",
+        "deltaw dora",
+        "peft dora",
+        "deltaw vera",
+        "peft vera",
+        "full",
+    ]
     grads = {}
     for name, c in found.items():
         x = subject.x.detach().requires_grad_()
@@ -154,8 +184,15 @@ def test_a_method_that_does_not_fit_is_left_out(subject):
 
 def test_a_layer_is_a_subject():
     s = load(Setting(**{**TINY.__dict__, "layer": "24x16"}), "float32")
-    assert isinstance(s.base, Layer) and s.base.proj.weight.shape == (24, 16) and s.x.shape[-1] == 16 and s.g.shape[-1] == 24
-    found = contenders(Setting(**{**TINY.__dict__, "layer": "24x16", "methods": ("lora",), "against": ("peft",)}), s, Progress())
+    assert (
+        isinstance(s.base, Layer)
+        and s.base.proj.weight.shape == (24, 16)
+        and s.x.shape[-1] == 16
+        and s.g.shape[-1] == 24
+    )
+    found = contenders(
+        Setting(**{**TINY.__dict__, "layer": "24x16", "methods": ("lora",), "against": ("peft",)}), s, Progress()
+    )
     for c in found.values():
         forward_backward(c, s)
     assert found["deltaw lora"].facts["sites"] == 1 and len(found["peft lora"].trained) == 2
@@ -165,10 +202,10 @@ def test_both_losses_are_the_same_number(subject):
     batch = batch_of(Setting(**{**TINY.__dict__, "labels": 0.25}), subject)
     assert int(batch["labels"].ne(-100).sum()) == 2 * 8  # a quarter of 2 x 32
     (c,) = pair(TINY, subject, "lora", Progress())
-    a, b = (mean_loss(loss, c.model, batch) for loss in ("ordinary", "label"))
+    a, b = (mean_loss(word, c.model, batch) for word in ("ordinary", "label"))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
-    for loss in ("ordinary", "label", "hidden"):
-        backward(loss, c, subject, batch)
+    for word in ("ordinary", "label", "hidden"):
+        backward(word, c, subject, batch)
         assert any(p.grad.abs().sum() > 0 for p in c.trained)
         update(c)
     with pytest.raises(SpecError, match="--layer"):
@@ -181,6 +218,17 @@ def test_a_peer_trains_the_same_layers(subject):
 
     theirs = in_peft(next(adapters(c.model)), subject.twin())
     assert sum(p.numel() for p in theirs.parameters() if p.requires_grad) == c.facts["trainable"]
+
+
+def test_flops_are_those_of_the_products():
+    s = load(Setting(**{**TINY.__dict__, "layer": "24x16"}), "float32")
+    found = contenders(
+        Setting(**{**TINY.__dict__, "layer": "24x16", "methods": ("lora",), "full": True}), s, Progress()
+    )
+    T, m, n, r = 64, 24, 16, TINY.rank
+    got = {name: flops(lambda c=c: forward_backward(c, s)) for name, c in found.items()}
+    assert got["floor"] == 2 * 2 * T * m * n and got["full"] == 3 * 2 * T * m * n
+    assert got["deltaw lora"] >= got["floor"] + 3 * 2 * T * r * (m + n)  # more if a thin product is made twice
 
 
 # ---- records and the report
@@ -278,7 +326,7 @@ def quick(tmp_path, capsys, *words):
     assert Path(found["file"]).is_file() and found["groups"]
     for g in found["groups"]:
         for m in g["measures"].values():
-            assert m["raw"] and all(v > 0 and math.isfinite(v) for v in m["raw"])
+            assert m["raw"] and all(v >= 0 and math.isfinite(v) for v in m["raw"])
     return found
 
 
@@ -286,7 +334,11 @@ def test_step(tmp_path, capsys):
     found = quick(tmp_path, capsys, "step", "--method", "lora,lora+drop", "--against", "peft", "--full")
     (g,) = found["groups"]
     assert list(g["measures"]) == ["floor", "deltaw lora", "peft lora", "deltaw lora+drop", "peft lora+drop", "full"]
-    assert {(r["over"], r["under"]) for r in g["ratios"]} >= {("deltaw lora", "floor"), ("deltaw lora", "peft lora"), ("deltaw lora", "full")}
+    assert {(r["over"], r["under"]) for r in g["ratios"]} >= {
+        ("deltaw lora", "floor"),
+        ("deltaw lora", "peft lora"),
+        ("deltaw lora", "full"),
+    }
     assert 0 < g["measures"]["deltaw lora"]["optimizer"]["share"]["median"] < 1
     assert found["kind"] == "step" and found["setting"]["batch"] == "2x32" and len(g["measures"]["floor"]["raw"]) == 2
 
@@ -296,14 +348,32 @@ def test_step_of_a_layer_on_the_process_clock(tmp_path, capsys):
     assert found["clock"] == "cpu" and "24x16" in found["file"]
 
 
-def test_loss_and_memory(tmp_path, capsys):
+@pytest.fixture
+def here(monkeypatch):
+    """What a child process would do, in this one: it takes seconds to start. The allocator's test starts two."""
+
+    def run(what, request):
+        data = json.loads(json.dumps(request))
+        return importlib.import_module(f"deltaw.bench.{what}").child(setting_of(data.pop("setting")), **data)
+
+    for module in (loss, memory):
+        monkeypatch.setattr(module, "in_child", run)
+
+
+def test_losses(tmp_path, capsys, here):
     found = quick(tmp_path, capsys, "step", "--loss", "ordinary,label", "--method", "lora")
     assert found["kind"] == "loss" and [g["unit"] for g in found["groups"]] == ["s", "bytes", "bytes"]
     a, b = found["groups"][0]["facts"]["loss"].values()
     assert a == pytest.approx(b, rel=1e-5)
-    found = quick(tmp_path, capsys, "memory", "--method", "lora", "--no-full", "--repeats", "1")
+
+
+def test_memory(tmp_path, capsys, here):
+    found = quick(tmp_path, capsys, "memory", "--method", "lora", "--no-full", "--layer", "24x16")
     saved, peak, added = found["groups"]
-    assert saved["ratios"][0]["median"] > 1 and list(peak["measures"]) == list(added["measures"]) == ["floor", "deltaw lora"]
+    assert saved["measures"]["floor"]["raw"] == [0.0] and not saved["ratios"]  # a frozen layer saves nothing
+    assert saved["measures"]["deltaw lora"]["raw"][0] >= 2 * 32 * 16 * 4 and list(peak["measures"]) == list(
+        added["measures"]
+    ) == ["floor", "deltaw lora"]
 
 
 @pytest.mark.parametrize("what", ["merge", "norm"])
@@ -315,8 +385,60 @@ def test_merge_and_norm(what, tmp_path, capsys):
 
 
 def test_the_allocator_takes_turns_in_two_processes(tmp_path, capsys):
-    found = quick(tmp_path, capsys, "step", "--allocator", "both", "--method", "")
+    found = quick(tmp_path, capsys, "step", "--allocator", "both", "--method", "", "--layer", "24x16")
     assert found["kind"] == "allocator" and found["groups"][0]["ratios"][0]["over"] == "floor, default"
+
+
+def test_load(tmp_path, capsys):
+    found = quick(tmp_path, capsys, "load", "--count", "8", "--against", "peft")
+    first, peers, growth, active = found["groups"]
+    assert (
+        len(first["measures"]["all"]["raw"]) == first["facts"]["adapters"] == 8
+        and first["facts"]["bank"]["adapters"] == 8
+    )
+    assert peers["ratios"][0]["n"] == 8 and set(active["measures"]) == {"deltaw", "peft"}
+    assert main(["bench", "load", "--quick", "--count", str(10**9)]) == 2
+    assert "--count 1000000000 needs about" in capsys.readouterr().err
+
+
+def test_mixed(tmp_path, capsys):
+    found = quick(tmp_path, capsys, "mixed", "--adapters", "1,3,8", "--against", "peft")
+    names = [
+        "base",
+        "deltaw 1 adapter",
+        "deltaw 3 adapters",
+        "deltaw 8 adapters",
+        "deltaw 3 adapters, unequal",
+        "deltaw mixed ranks",
+    ]
+    assert list(found["groups"][0]["measures"])[:6] == names
+    assert (
+        main(["bench", "mixed", "--quick", "--adapters", "99"]) == 2
+        and main(["bench", "mixed", "--quick", "--adapters", "x"]) == 2
+    )
+    capsys.readouterr()
+
+
+def test_rows_of_a_mixture():
+    assert spread(["a", "b", "c"], 5) == ["a", "b", "c", "a", "b"]
+    assert [halves(64, 8).count(k) for k in range(8)] == [32, 16, 8, 4, 1, 1, 1, 1]
+    assert all(
+        set(halves(rows, k)) == set(range(k)) and len(halves(rows, k)) == rows for rows, k in ((64, 8), (8, 7), (3, 2))
+    )
+
+
+@pytest.mark.skipif(not hasattr(deltaw, "Fused"), reason="no Fused yet")
+def test_switch(tmp_path, capsys):
+    found = quick(tmp_path, capsys, "switch", "--against", "peft")
+    (g,) = found["groups"]
+    assert {r["under"] for r in g["ratios"]} == {"deltaw, sparse switch"} and len(g["measures"]) == 5
+    assert g["facts"]["numbers of the sparse adapter"] == g["facts"]["numbers of the LoRA"]
+
+
+def test_the_committed_page_is_made_from_the_committed_records():
+    root = Path(__file__).parents[1]
+    for name, text in pages(record.read(root / "benchmarks" / "results")).items():
+        assert (root / "docs" / name).read_text("utf-8") == text, f"docs/{name} is out of date: deltaw bench report"
 
 
 def test_report_command(tmp_path, capsys):
@@ -338,13 +460,16 @@ def test_help_reads(capsys):
     assert main(["bench", "step", "--batch", "4", "--quick"]) == 2
 
 
-def test_a_child_that_fails_says_why():
+def test_a_child_that_fails_says_so(monkeypatch):
     from deltaw.bench.child import in_child
 
-    with pytest.raises(DeltawError, match="no method|ended with"):
-        in_child("memory", {"setting": Setting(**{**TINY.__dict__, "methods": ()}).to_dict(), "name": "deltaw nothing"})
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(DeltawError, match="bench memory: the child process ended with 1"):
+        in_child("memory", {"setting": TINY.to_dict(), "name": "floor"})
 
 
 def test_shapes_that_do_not_fit_are_errors():
     with pytest.raises((ShapeError, SpecError)):
-        pair(Setting(**{**TINY.__dict__, "rank": 3}), load(TINY, "float32"), "hra", Progress())  # an odd number of reflections
+        pair(
+            Setting(**{**TINY.__dict__, "rank": 3}), load(TINY, "float32"), "hra", Progress()
+        )  # an odd number of reflections

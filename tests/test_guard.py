@@ -44,7 +44,11 @@ def count(c: Contender, subject: Any) -> dict[str, Any]:
         p.grad = None
     ops = operators(lambda: forward_backward(c, subject))
     x = subject.x.detach().requires_grad_()
-    return {"saved_bytes": saved_bytes(c.model, lambda: hidden(c.model, x)), "calls": sum(ops.values()), "operators": ops}
+    return {
+        "saved_bytes": saved_bytes(c.model, lambda: hidden(c.model, x)),
+        "calls": sum(ops.values()),
+        "operators": ops,
+    }
 
 
 def counts(dtype: str, words: list[str]) -> dict[str, dict[str, Any]]:
@@ -77,7 +81,9 @@ def test_a_step_calls_and_saves_what_is_recorded(word, dtype):
             for k in {*want[name]["operators"], *got["operators"]}
             if want[name]["operators"].get(k, 0) != got["operators"].get(k, 0)
         }
-        assert not moved, f"{name}, {dtype}: operator: (recorded, now) {moved}; if meant: python tests/test_guard.py --write"
+        assert not moved, (
+            f"{name}, {dtype}: operator: (recorded, now) {moved}; if meant: python tests/test_guard.py --write"
+        )
         assert got["saved_bytes"] == want[name]["saved_bytes"], (name, dtype)
 
 
@@ -115,7 +121,7 @@ def write() -> None:
                 sys.stderr.write(f"{words}: {error}\n")
     lines = []  # one line a method: a change of numbers reads well in a diff
     for dtype, found in made.items():
-        rows = [f'   {json.dumps(name)}: {json.dumps(facts)}' for name, facts in sorted(found.items())]
+        rows = [f"   {json.dumps(name)}: {json.dumps(facts)}" for name, facts in sorted(found.items())]
         lines.append(f'  "{dtype}": {{\n' + ",\n".join(rows) + "\n  }")
     text = f'{{\n "torch": "{BASE}",\n "counts": {{\n' + ",\n".join(lines) + "\n }\n}\n"
     part = FILE.with_suffix(".part")

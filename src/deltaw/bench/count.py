@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -45,3 +46,32 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
         out = forward()
     del out
     return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def flops(work: Callable[[], Any]) -> int:
+    """Floating-point operations of all matrix products and of attention, in-place forms and the CPU's kernels included."""
+    aten = torch.ops.aten
+    more = {aten.addmm_: _product, aten.baddbmm_: _product}
+    for kernel, count in (("", _attention), ("_backward", _attention_backward)):
+        found = getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{kernel}", None)
+        if found is not None:
+            more[found] = count
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=more) as mode:
+        work()
+    return int(mode.get_total_flops())
+
+
+def _product(y: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * a.numel() * b.shape[-1]
+
+
+def _attention(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+    return 4 * q.numel() * k.shape[-2]  # q kᵀ and p v
+
+
+def _attention_backward(g: Tensor, q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+    return 10 * q.numel() * k.shape[-2]  # q kᵀ once more, and four gradients
+
+
+for _count in (_product, _attention, _attention_backward):
+    _count._get_raw = True  # type: ignore[attr-defined]  # called with tensors, not with shapes

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import SpecError
 from ..train.host import tune_allocator
 from .setting import Setting
 
@@ -30,8 +31,13 @@ def peak_of(setting: Setting, step: Callable[[], None]) -> dict[str, Any]:
 
 def resident(word: str) -> int:
     """VmRSS or VmHWM (its peak since `reset`) of this process, in bytes."""
-    with open("/proc/self/status") as file:
-        line = next(x for x in file if x.startswith(word + ":"))
+    try:
+        with open("/proc/self/status") as file:
+            line = next(x for x in file if x.startswith(word + ":"))
+    except (OSError, StopIteration) as error:
+        raise SpecError(
+            "the peak of a process is read from /proc/self/status, which this system does not have"
+        ) from error
     return int(line.split()[1]) * 1024
 
 

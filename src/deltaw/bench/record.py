@@ -46,13 +46,14 @@ def group(
     unit: str = "s",
     facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measurements that belong together: raw values by name, their spreads, and the ratios (over, under) round by round."""
+    """Measurements that belong together: raw values by name, their spreads, and the ratios (over, under) round by round;
+    there is none to a zero (a frozen layer alone saves no bytes)."""
     return {
         "title": title,
         "unit": unit,
         "facts": facts or {},
         "measures": {name: {**spread(values), "raw": list(values)} for name, values in raw.items()},
-        "ratios": [{"over": a, "under": b, **ratio(raw[a], raw[b])} for a, b in ratios],
+        "ratios": [{"over": a, "under": b, **ratio(raw[a], raw[b])} for a, b in ratios if all(raw[b])],
     }
 
 

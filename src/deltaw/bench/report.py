@@ -22,17 +22,27 @@ def column(under: str, over: str) -> str:
 
 
 def grid(found: dict[str, Any]) -> tuple[list[str], list[list[str | None]]]:
-    """A group as a table: name, median, one column per thing it is compared with, the optimiser's share."""
+    """A group as a table: name, median, one column per thing it is compared with, the optimiser's share, the
+    floating-point operations (a ratio of times is nearer to 1: both sides also do other things)."""
     unders = columns_of(found)
     share = any("optimizer" in m for m in found["measures"].values())
+    work = found["measures"].get("floor", {}).get("flops")
     rows: list[list[str | None]] = []
     for name, m in found["measures"].items():
         cells = {column(r["under"], name): spread_text(r) for r in found["ratios"] if r["over"] == name}
         row = [name, quantity(m["median"], found["unit"]), *(cells.get(u) for u in unders)]
         if share:
             row.append(f"{100 * m['optimizer']['share']['median']:.1f} %" if "optimizer" in m else None)
+        if work:
+            row.append(f"{m['flops'] / work:.3f}" if "flops" in m else None)
         rows.append(row)
-    return ["", "median", *(f"/ {u}" for u in unders), *(["optimiser's share"] if share else [])], rows
+    return [
+        "",
+        "median",
+        *(f"/ {u}" for u in unders),
+        *(["optimiser's share"] if share else []),
+        *(["FLOPs / floor"] if work else []),
+    ], rows
 
 
 def spread_text(r: dict[str, float]) -> str:

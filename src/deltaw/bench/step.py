@@ -9,6 +9,7 @@ from typing import Any
 from ..train.progress import Progress
 from .clock import ratio, rounds, spread, total
 from .contender import Contender, contenders, ratios_of
+from .count import flops
 from .record import group
 from .setting import Setting
 from .subject import load
@@ -27,6 +28,10 @@ def measure(setting: Setting, progress: Progress) -> list[dict[str, Any]]:
         found = contenders(setting, subject, progress)
         loss, batch = setting.loss[0], batch_of(setting, subject) if setting.loss[0] != "hidden" else {}
         work = {name: step_of(c, partial(backward, loss, c, subject, batch)) for name, c in found.items()}
+        for c in found.values():  # a first step besides
+            c.facts["flops"] = flops(partial(backward, loss, c, subject, batch))
+            for p in c.trained:
+                p.grad = None
         times = rounds(setting, progress, f"step {dtype}", work)
         out.append(grouped(dtype if loss == "hidden" else f"{dtype}, {loss} loss", found, times))
         del subject, found, work
