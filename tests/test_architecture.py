@@ -129,7 +129,7 @@ def lines(path: Path) -> int:
 
 
 def test_sizes():
-    assert sum(lines(p) for n, p in FILES.items() if n.split(".")[0] == "ops") <= 900
+    assert sum(lines(p) for n, p in FILES.items() if n.split(".")[0] == "ops") <= 930  # decision 22
     sizes = {key: lines(FILES[METHODS[key].__module__.removeprefix("deltaw.")]) for key in METHODS}
     assert statistics.median(sizes.values()) <= 60
     assert max(sizes.values()) <= 60, {k: v for k, v in sizes.items() if v > 60}

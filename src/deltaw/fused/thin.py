@@ -102,11 +102,11 @@ class Thin(torch.autograd.Function):
         for part in reversed(parts[1:-1]):
             z = part(z)
         if W is not None:
-            y = F.linear(flat, W, None if d is not None or bias is None else bias.to(x.dtype))
+            y = F.linear(x, W, None if d is not None or bias is None else bias.to(x.dtype)).contiguous()
         else:
-            y = (x if y0 is None else y0).reshape(len(flat), -1).clone()
-        into(parts[0], y, z)
-        y = whole = y.view(*x.shape[:-1], y.shape[-1])
+            y = (x if y0 is None else y0).clone(memory_format=torch.contiguous_format)
+        into(parts[0], y.view(len(flat), -1), z)  # y itself is returned: a view could not be written to afterwards
+        whole = y
         if d is not None and revertible(y, bias):
             y *= nonzero(d.to(y.dtype))
             whole = y

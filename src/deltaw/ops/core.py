@@ -78,6 +78,12 @@ class Op(Map):
         return f"{type(self).__name__}{tuple(self.shape)}"
 
 
+def row_norm_of(w: Tensor) -> Tensor:
+    """The Euclidean norm of every row of a matrix, in at least float32."""
+    norm: Tensor = torch.linalg.vector_norm(w, dim=1, dtype=torch.promote_types(w.dtype, torch.float32))
+    return norm
+
+
 class Base(Op):
     """The frozen base weight W as a leaf; each kind of site supplies one (dense, convolution, quantised, ...).
 
@@ -101,8 +107,7 @@ class Base(Op):
 
     def row_square(self) -> Tensor:
         """|W|² by rows, (m,), in at least float32."""
-        w = self.dense()
-        return torch.linalg.vector_norm(w, dim=1, dtype=torch.promote_types(w.dtype, torch.float32)).square()
+        return row_norm_of(self.dense()).square()
 
     def dense(self) -> Tensor:
         if _watch is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .core import Base, Op, Open
+from .core import Base, Op, Open, row_norm_of
 from .leaves import BlockDiag, Dense, Diag, Eye, Zero
 from .nodes import Chain, Hadamard, Kron, Sum, Transpose, add, chain, kron, scale
 
@@ -150,12 +150,7 @@ def _(op: Chain, W: Op) -> Op:
 @Open[Tensor]
 def row_norm(op: Op) -> Tensor:
     """The Euclidean norm of every row, (m,), in at least float32; no gradient passes through it."""
-    return _row_norm(op.dense().detach())
-
-
-def _row_norm(w: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(w, dim=1, dtype=torch.promote_types(w.dtype, torch.float32))
-    return norm
+    return row_norm_of(op.dense().detach())
 
 
 @row_norm.on(Sum)
@@ -163,16 +158,16 @@ def _(op: Sum) -> Tensor:
     """|W + BA|² by rows = |W|² + 2 <W Aᵀ, B> + <B (A Aᵀ), B>: 2 r m n operations, no m x n temporary."""
     W, rest = op.terms[0], op.terms[1:]
     pair = factors(_sum(rest, op)) if isinstance(W, Base) and rest else None
-    if pair is None or pair[0].shape[1] >= min(op.shape) // 2:
-        return _row_norm(op.dense())
+    if not isinstance(W, Base) or pair is None or pair[0].shape[1] >= min(op.shape) // 2:
+        return row_norm_of(op.dense().detach())
     high = torch.promote_types(W.like.dtype, torch.float32)
     (B, A), own = (t.detach().to(high) for t in pair), W.row_square()
     cross = (W(A).mT * B).sum(1)  # through the base's own kernel: a quantised one is not decoded
     square = own + 2 * cross + ((B @ (A @ A.mT)) * B).sum(1)
-    # a row that nearly cancels has lost its digits in the expansion, about eps |W|² / |W + BA|² of it: take it directly
+    # a row that nearly cancels loses digits in the expansion, eps |W|² / |W + BA|² of it (eps of the base kernel): take it directly
     symbolic = torch.compiler.is_compiling() or square.device.type == "meta"
-    if not symbolic and bool((square < 1e-3 * own).any()):
-        return _row_norm(op.dense())
+    if not symbolic and bool((square < 0.05 * own).any()):
+        return row_norm_of(op.dense().detach())
     return square.clamp_min(own * torch.finfo(high).eps).sqrt()  # a traced graph cannot branch: keep the root real
 
 
