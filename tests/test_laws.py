@@ -115,6 +115,25 @@ def test_a_wrong_dense_is_found():
         return W + deltaw.ops.chain(p.B, Lying(p.A))
 
     fails(broken(weight=weight), "forward_is_affine_of_dense")
+
+
+def test_a_wrong_dense_is_found_by_merging_where_there_are_no_factors():
+    class Lying(deltaw.ops.Op):
+        def __init__(self, op):
+            self.op, self.shape, self.rmv = op, op.shape, op.rmv
+
+        like = property(lambda self: self.op.like)
+
+        def __call__(self, x):
+            return self.op(x)
+
+        def dense(self):
+            return 2.0 * self.op.dense()
+
+    def weight(self, W, p):
+        return W + Lying(deltaw.ops.chain(p.B, p.A))
+
+    fails(broken(weight=weight), "forward_is_affine_of_dense")
     fails(broken(weight=weight), "merges_as_certified")
 
 

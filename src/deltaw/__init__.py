@@ -11,6 +11,7 @@ from . import errors, fused, interop, methods, ops
 from .attach import Adapted, activate, adapters, attach, disabled, rows
 from .bank import Bank
 from .files import load, read
+from .fuse import Fused
 from .plan import Plan, Preview, preview
 from .route import route
 from .spec import METHODS
@@ -19,6 +20,6 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Adapted", "Bank", "Plan", "Preview", "activate", "adapters", "attach", "disabled", "errors", "fused", "interop", "load",
+    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "disabled", "errors", "fused", "interop", "load",
     "methods", "ops", "preview", "read", "route", "rows", "testing",
 ]  # fmt: skip

@@ -55,8 +55,8 @@ class Merged:
 
     def __init__(self, adapted: Adapted, probe: Any = None):
         self.adapted = adapted
-        self.tied, self.aliases = _same(adapted.model)
-        self.sources = self._sources()
+        self.tied, self.aliases = shared_names(adapted.model)
+        self.sources = sources(adapted, self.aliases)
         self.names = list(self.sources)
         self.certificate = self._certify(probe)
 
@@ -124,15 +124,6 @@ class Merged:
         from .files import save_model
 
         return save_model(self, directory, max_shard_bytes)
-
-    def _sources(self) -> dict[str, str]:
-        """The parameters that change, each with the site whose tensors change it. No weight is computed for that."""
-        out: dict[str, str] = {}
-        for a in self.adapted.assignments:
-            for full in dict.fromkeys(change.name for change in changes(self.adapted, a)):
-                for name in (full, *self.aliases[full]):
-                    out.setdefault(name, a.shares or a.site.name)
-        return out
 
     def _still_tied(self, name: str) -> list[str]:
         return [t for t in self.tied[name] if self.sources.get(t) == self.sources[name]]
@@ -212,7 +203,7 @@ def _fill(change: Change, new: Tensor, look: Look | None) -> None:
 Names = dict[str, list[str]]
 
 
-def _same(model: nn.Module) -> tuple[Names, Names]:
+def shared_names(model: nn.Module) -> tuple[Names, Names]:
     """For every parameter name: the other names of the same parameter, and those of them in the same module (an instance
     that stands at several places)."""
     by_tensor: dict[int, list[str]] = {}
@@ -228,6 +219,16 @@ def _same(model: nn.Module) -> tuple[Names, Names]:
                 tied[name].append(name)
                 aliases[name].append(name)
     return tuple({n: [o for o in group if o != n] for n, group in found.items()} for found in (tied, aliases))  # type: ignore[return-value]
+
+
+def sources(adapted: Adapted, aliases: Names) -> dict[str, str]:
+    """The parameters that change, each with the site whose tensors change it. No weight is computed for that."""
+    out: dict[str, str] = {}
+    for a in adapted.assignments:
+        for full in dict.fromkeys(change.name for change in changes(adapted, a)):
+            for name in (full, *aliases[full]):
+                out.setdefault(name, a.shares or a.site.name)
+    return out
 
 
 def _say_untied(model: nn.Module, untied: list[str]) -> None:

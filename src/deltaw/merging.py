@@ -272,11 +272,19 @@ def _block(op: Op, base: Op, old: Tensor, new: Tensor) -> Callable[[int, int], o
 @dataclass
 class Change:
     """One parameter, or one expert of a stack, that a site changes. `fill(out, tally)` writes the new values to a tensor
-    laid out like the old one."""
+    laid out like the old one. For a weight: the expression `op` in the base `W`."""
 
     name: str
     index: int | None
     fill: Callable[[Tensor, Tally | None], None] = field(repr=False)
+    old: Callable[[], Tensor] = field(repr=False)
+    op: Op | None = None
+    W: Base | None = None
+    matrix: Callable[[], Tensor | None] = field(default=lambda: None, repr=False)
+
+    def pick(self, tensor: Tensor) -> Tensor:
+        """The part of a parameter of that name that is meant."""
+        return tensor if self.index is None else tensor[self.index]
 
 
 def changes(adapted: Adapted, a: Any) -> list[Change]:
@@ -287,43 +295,53 @@ def changes(adapted: Adapted, a: Any) -> list[Change]:
     module, _ = _address(a)
     prefix = f"{module}." if module else ""
     if not isinstance(L, Affine):
-        return [Change(prefix + word, None, _copy(a.site, word, t)) for word, t in a.site.merged(L).items()]
+        return [_given(prefix, a.site, word, t) for word, t in a.site.merged(L).items()]
     bias = None if L.bias is leaf.bias else L.bias
     hollow = torch.empty(leaf.op.shape, device="meta")
-    out = []
-    for word, shape in a.site.written(hollow, bias).items():
-        stem, _, number = word.partition("[")
-        fill = _copy(a.site, word, bias) if shape is bias and bias is not None else _weight(a.site, word, L.op, leaf.op)
-        out.append(Change(prefix + stem, int(number[:-1]) if number else None, fill))
-    return out
+    return [
+        _weight(prefix, a.site, word, L.op, leaf.op) if bias is None or t is not bias else _given(prefix, a.site, word, bias)
+        for word, t in a.site.written(hollow, bias).items()
+    ]
 
 
-def stored(site: Any, word: str) -> Tensor:
-    """The base's own parameter, or slice of a stack, behind a word of `Site.written`."""
+def _split_word(word: str) -> tuple[str, int | None]:
     stem, _, number = word.partition("[")
+    return stem, int(number[:-1]) if number else None
+
+
+def _stored(site: Any, word: str) -> Tensor:
+    """The base's own parameter, or slice of a stack, behind a word of `Site.written`."""
+    stem, index = _split_word(word)
     tensor: Tensor = site.module.get_parameter(stem).detach()
-    return tensor[int(number[:-1])] if number else tensor
+    return tensor if index is None else tensor[index]
 
 
-def _copy(site: Any, word: str, value: Tensor) -> Callable[[Tensor, Tally | None], None]:
+def _given(prefix: str, site: Any, word: str, value: Tensor) -> Change:
     def fill(out: Tensor, tally: Tally | None) -> None:
         out.copy_(value.detach())
         if tally is not None:
-            tally.look(stored(site, word), out, None)
+            tally.look(_stored(site, word), out, None)
 
-    return fill
+    stem, index = _split_word(word)
+    return Change(prefix + stem, index, fill, lambda: _stored(site, word))
 
 
-def _weight(site: Any, word: str, op: Op, W: Base) -> Callable[[Tensor, Tally | None], None]:
+def _weight(prefix: str, site: Any, word: str, op: Op, W: Base) -> Change:
+    def matrix() -> Tensor | None:
+        """The (m, n) matrix as a view of the parameter; None where it is none."""
+        own, view = _stored(site, word), W.weight().detach()
+        laid = site.written(view, None)[word]
+        same = laid.shape == own.shape and laid.stride() == own.stride() and laid.data_ptr() == own.data_ptr()
+        return view if same and laid.dtype == own.dtype else None
+
     def fill(out: Tensor, tally: Tally | None) -> None:
-        own, matrix = stored(site, word), W.weight().detach()
-        laid = site.written(matrix, None)[word]
-        plain = laid.shape == own.shape and laid.stride() == own.stride() == out.stride()
-        if plain and laid.data_ptr() == own.data_ptr() and laid.dtype == own.dtype:  # the matrix is a view of it
-            write(op, W, matrix, out.as_strided(matrix.shape, matrix.stride(), out.storage_offset()), tally)
+        own, view = _stored(site, word), matrix()
+        if view is not None and out.stride() == own.stride():
+            write(op, W, view, out.as_strided(view.shape, view.stride(), out.storage_offset()), tally)
             return
         out.copy_(site.written(op.dense(), None)[word])
         if tally is not None:
             tally.look(own, out, site.written(delta(op, W).dense().to(high(own.dtype)), None)[word])
 
-    return fill
+    stem, index = _split_word(word)
+    return Change(prefix + stem, index, fill, lambda: _stored(site, word), op, W, matrix)

@@ -14,7 +14,7 @@ from ...spec import Declared, Method, Param, Start, Tensors, method
 class Sparse(Op):
     """Values v (K,) at different flat positions i (K,) of an m x n zero matrix."""
 
-    like = property(lambda self: self.v)
+    like, entries = property(lambda self: self.v), property(lambda self: (self.i, self.v))
 
     def __init__(self, i: Tensor, v: Tensor, shape: tuple[int, int]):
         self.i, self.v, self.shape = i, v, shape
