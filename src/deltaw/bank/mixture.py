@@ -89,6 +89,7 @@ class Group:
     def __init__(self, mixture: Mixture, spot: Spot):
         self.mixture, self.spot, work = mixture, spot, mixture.work
         self.call, self.width = call(spot.arena.dtype), spot.arena.m + spot.arena.n
+        self.slow = 3 if spot.arena.dtype.itemsize == 2 else 1  # of a batched product's multiply-adds in half precision
         self.ranks = ranks = work.ranks(spot.name)
         self.there = sorted((k for k, r in enumerate(ranks) if r), key=lambda k: -ranks[k])
         cuts = ranges([ranks[k] for k in self.there], PASS * self.width, 2 * self.call)
@@ -104,7 +105,7 @@ class Group:
         """The rows sorted by adapter, for k tokens in each."""
         if k not in self.orders:
             mixture = self.mixture
-            units = [k * max(self.ranks[j] for j in group) * self.width for group in self.members]
+            units = [k * max(self.ranks[j] for j in group) * self.width * self.slow for group in self.members]
             key = (str(self.members), *units)
             if key not in mixture.sorts:
                 groups = [[mixture.rows[j] for j in group] for group in self.members]
@@ -117,7 +118,7 @@ class Group:
         fractions of a product."""
         s, call, rows = self.sorted(k), self.call, self.mixture.rows
         tall, wide = self.spot.arena.m, self.spot.arena.n
-        units = [max(self.ranks[j] for j in group) * self.width * k for group in self.members]
+        units = [max(self.ranks[j] for j in group) * self.width * k * self.slow for group in self.members]
         buckets = sum(2 * call * (1 + b.count / 10) + b.count * b.size * units[b.stack] for b in s.buckets)
         if not s.straight:
             buckets += call / 2 + PASS * k * (s.total * wide + (s.total + 2 * s.rows) * tall)
@@ -232,6 +233,7 @@ class Mixture:
         self.counts: set[int] = set()
         self.sorts: dict[Any, Sorted] = {}
         self.masks: dict[Any, Tensor] = {}
+        self.made: dict[str, Any] = {}  # what each site does for it
 
     def look(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What the model is called with: (batch, tokens) or (batch, tokens, d), beams counted as rows."""

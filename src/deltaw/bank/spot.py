@@ -55,18 +55,19 @@ class Spot:
 
     def refresh(self) -> None:
         mode = self.state.mode
-        self.run = None
-        if isinstance(mode, Mixture) and mode.whole:
-            slots: Slots | None = mode.work.order[0]
+        if isinstance(mode, Mixture):
+            if self.name not in mode.made:  # a mixture that comes again finds everything in place
+                mode.made[self.name] = self.mixed(mode)
+            self.run = mode.made[self.name]
         else:
-            slots = mode if isinstance(mode, Slots) else None
-        if isinstance(mode, Mixture) and not mode.whole:
-            group = Group(mode, self)
-            if group.members:
-                self.run = Many(self, group)
-        elif slots is not None and self.name in slots.at:
-            self.run = One(self, *self.factors(slots), mode if isinstance(mode, Mixture) else None)
+            self.run = One(self, mode, None) if mode is not None and self.name in mode.at else None
         self.seen = mode
+
+    def mixed(self, mixture: Mixture) -> One | Many | None:
+        there = [a for a in mixture.work.order if self.name in a.at]
+        if not there:
+            return None
+        return One(self, there[0], mixture) if mixture.whole else Many(self, Group(mixture, self))
 
     def scaled(self, d: Tensor, y: Tensor) -> Tensor:
         """y + d, where an embedding that scales its rows scales those of the delta too."""
@@ -77,8 +78,9 @@ class Spot:
 class One:
     """One adapter for the whole batch: y += B A x."""
 
-    def __init__(self, spot: Spot, B: Tensor, A: Tensor, mixture: Mixture | None):
+    def __init__(self, spot: Spot, slots: Slots, mixture: Mixture | None):
         self.spot, self.mixture = spot, mixture
+        B, A = spot.factors(slots)
         self.A, self.B = A.mT, B.mT  # (n, r), (r, m)
         self.n, self.m, self.dtype = A.shape[1], B.shape[0], B.dtype
         self.fresh = spot.fresh
