@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import deltaw
 from deltaw.bench import clock, loss, memory, record
 from deltaw.bench.child import setting_of
 from deltaw.bench.contender import contenders, in_peft, method_of, pair
@@ -427,7 +426,6 @@ def test_rows_of_a_mixture():
     )
 
 
-@pytest.mark.skipif(not hasattr(deltaw, "Fused"), reason="no Fused yet")
 def test_switch(tmp_path, capsys):
     found = quick(tmp_path, capsys, "switch", "--against", "peft")
     (g,) = found["groups"]

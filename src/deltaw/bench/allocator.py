@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from .contender import FLOOR, FULL
 from .memory import only
 from .record import group
 from .setting import Setting
-from .work import backward, step_of
+from .work import backward, batch_of, step_of
 
 WHAT = (
     "seconds of a whole training step (forward, backward, optimiser) in a process with the C library's own allocator settings over "
@@ -33,6 +34,7 @@ def measure(setting: Setting, progress: Progress) -> list[dict[str, Any]]:
     out = []
     for dtype in setting.dtypes:
         times: dict[str, list[float]] = {}
+        faults: dict[str, float] = {}
         sizes: dict[str, list[float]] = {}
         for name in names:  # two processes at a time: each holds a model
             alone = replace(setting, dtypes=(dtype,), allocator="default").to_dict()
@@ -48,19 +50,34 @@ def measure(setting: Setting, progress: Progress) -> list[dict[str, Any]]:
             for kind in KINDS:
                 times[f"{name}, {kind}"] = found[kind]["step"]
                 sizes[f"{name}, {kind}"] = found[kind]["resident"]
+                faults[f"{name}, {kind}"] = statistics.median(found[kind]["faults"])
         pairs = [(f"{n}, default", f"{n}, tuned") for n in names]
-        out.append(group(f"{dtype}: step", times, pairs))
+        out.append(
+            group(f"{dtype}: step, {setting.loss[0]} loss", times, pairs, facts={"page faults of a step": faults})
+        )
         out.append(group(f"{dtype}: resident size after it", sizes, [(b, a) for a, b in pairs], "bytes"))
     return out
+
+
+def page_faults() -> int:
+    """Pages this process has had to be given; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def child(setting: Setting, name: str, kind: str) -> Callable[[], dict[str, float]]:
     if kind == "tuned":
         tune_allocator()
     c, subject = only(setting, name)
-    step = step_of(c, partial(backward, "hidden", c, subject, {}))
+    loss = setting.loss[0]
+    step = step_of(c, partial(backward, loss, c, subject, {} if loss == "hidden" else batch_of(setting, subject)))
 
     def run() -> dict[str, float]:
-        return {"step": sum(step().values()), "resident": float(rss())}
+        before = page_faults()
+        spent = sum(step().values())
+        return {"step": spent, "resident": float(rss()), "faults": float(page_faults() - before)}
 
     return run

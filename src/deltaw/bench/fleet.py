@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,16 +27,6 @@ def adapters_on_disk(setting: Setting, subject: Subject, folder: Path, count: in
         adapted.save(made[-1])
     adapted.detach()
     return made
-
-
-def bank_of(model: Any, **more: Any) -> Any:
-    """deltaw.Bank, or why there is none."""
-    import deltaw
-
-    found = getattr(deltaw, "Bank", None)
-    if found is None:
-        raise SpecError("this version of deltaw has no Bank: there is nothing to measure")
-    return found(model, **more)
 
 
 def need_memory(wanted: float, option: str) -> None:

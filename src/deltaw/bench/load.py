@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..bank import Bank
 from ..errors import need
 from ..train.progress import Progress
 from .clock import Timed, now, rounds
-from .fleet import adapters_on_disk, bank_of, bytes_in, need_memory
+from .fleet import adapters_on_disk, bytes_in, need_memory
 from .record import group
 from .setting import Setting
 from .subject import load
@@ -42,11 +43,11 @@ def one(setting: Setting, dtype: str, count: int, folder: Path, progress: Progre
     for k, path in enumerate(files):  # into the page cache, and every module once
         (path / "adapter_model.safetensors").read_bytes()
         if not k:
-            spare = bank_of(subject.twin())
+            spare = Bank(subject.twin())
             spare.add("warm", path)
             spare.close()
             del spare
-    bank, theirs = bank_of(subject.twin()), loader(subject.twin()) if peers else None
+    bank, theirs = Bank(subject.twin()), loader(subject.twin()) if peers else None
     if theirs is not None:
         loader(subject.twin())("warm", files[0])
     ours: list[float] = []

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from ..bank import Bank
 from ..errors import SpecError, need
 from ..train.progress import Progress
 from .clock import Timed, now, rounds
-from .fleet import adapters_on_disk, bank_of
+from .fleet import adapters_on_disk
 from .record import group
 from .setting import Setting
 from .subject import Subject, load
@@ -61,7 +62,7 @@ def candidates(setting: Setting, subject: Subject, folder: Path, progress: Progr
     work: dict[str, Timed] = {"base": decoding(base, last, cache)}
     model = subject.twin().eval()
     most = max(counts)
-    bank = bank_of(model, mixtures=2 * len(counts) + 8)  # all mixtures stay built, as in a generation that goes on
+    bank = Bank(model, mixtures=2 * len(counts) + 8)  # all mixtures stay built, as in a generation that goes on
     files = adapters_on_disk(setting, subject, folder, min(8, most))
     for k in range(most):
         bank.add(f"a{k}", files[k % len(files)])

