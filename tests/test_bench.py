@@ -282,8 +282,8 @@ def test_a_broken_record_is_refused():
 
 def test_names_of_records():
     r = made()
-    r["setting"] |= {"subject": "2048x2048", "label": "two words"}
-    assert record.file_name(r) == f"step-2048x2048-4x256-two-words-{r['date']}.json"
+    r["setting"] |= {"subject": "2048x2048", "label": "two words", "loss": ["label"]}
+    assert record.file_name(r) == f"step-2048x2048-4x256-label-two-words-{r['date']}.json"
 
 
 def test_the_table_has_one_column_per_comparison():
@@ -429,7 +429,10 @@ def test_rows_of_a_mixture():
 def test_switch(tmp_path, capsys):
     found = quick(tmp_path, capsys, "switch", "--against", "peft")
     (g,) = found["groups"]
-    assert {r["under"] for r in g["ratios"]} == {"deltaw, sparse switch"} and len(g["measures"]) == 5
+    assert {(r["over"], r["under"]) for r in g["ratios"]} == {
+        *((f"{x}", "sparse, fuse") for x in ("lora, naive fuse", "lora, addmm", "peft, merge_adapter")),
+        ("lora, naive switch", "sparse, switch"),
+    }
     assert g["facts"]["numbers of the sparse adapter"] == g["facts"]["numbers of the LoRA"]
 
 

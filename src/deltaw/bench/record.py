@@ -103,14 +103,12 @@ def check(record: Any, where: str = "record") -> None:
 
 
 def file_name(record: dict[str, Any]) -> str:
-    setting = record["setting"]
-    words = [
-        record["kind"],
-        short(setting.get("subject", "")),
-        setting.get("batch", ""),
-        setting.get("label") or "",
-        record["date"],
-    ]
+    """KIND-SUBJECT-BATCH[-LOSS][-LABEL]-DATE.json"""
+    setting, kind = record["setting"], record["kind"]
+    loss = setting.get("loss", ["hidden"])
+    words = [kind, short(setting.get("subject", "")), setting.get("batch", "")]
+    words += [loss[0]] if kind != "loss" and loss[0] != "hidden" else []
+    words += [setting.get("label") or "", record["date"]]
     return "-".join(re.sub(r"[^A-Za-z0-9x]+", "-", w).strip("-") for w in words if w) + ".json"
 
 

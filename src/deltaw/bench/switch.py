@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +20,9 @@ from .setting import Setting
 from .subject import Subject, load
 
 WHAT = (
-    "seconds to go from one fused sparse adapter (SHiRA) to another, which restores the weights and writes the new ones, against fusing one "
-    "LoRA with as many trained numbers. naive: W + s B A; addmm: in place; switch: the old one subtracted, the new one added; "
-    "peft: merge_adapter"
+    "seconds to write a sparse adapter (SHiRA) into the weights, and to go from one to another, which restores the base's values "
+    "besides; against fusing a LoRA with as many trained numbers (naive: W + s B A; addmm: in place; peft: merge_adapter) and against "
+    "subtracting one and adding another"
 )
 
 
@@ -34,8 +33,9 @@ def measure(setting: Setting, progress: Progress) -> list[dict[str, Any]]:
         work, facts = candidates(setting, subject)
         times = rounds(setting, progress, f"switch {dtype}", work)
         raw = {k: v["time"] for k, v in times.items()}
-        ours = next(iter(raw))
-        out.append(group(dtype, raw, [(k, ours) for k in raw if k != ours], facts=facts))
+        fuse, change = list(raw)[:2]
+        pairs = [(k, change if k.endswith("switch") else fuse) for k in raw if k not in (fuse, change)]
+        out.append(group(dtype, raw, pairs, facts=facts))
     return out
 
 
@@ -53,12 +53,17 @@ def candidates(setting: Setting, subject: Subject) -> tuple[dict[str, Timed], di
     live = Fused(sparse)
     for name in "aba":  # the first switch to an adapter prepares it
         live.switch(name)
-    names = itertools.cycle("ba")
 
-    def ours() -> dict[str, float]:
-        name = next(names)
+    def fuse() -> dict[str, float]:
+        live.restore()
         began = now()
-        live.switch(name)
+        live.switch("a")
+        return {"time": now() - began}
+
+    def change() -> dict[str, float]:
+        live.switch("a")
+        began = now()
+        live.switch("b")
         return {"time": now() - began}
 
     model = subject.twin()
@@ -75,7 +80,8 @@ def candidates(setting: Setting, subject: Subject) -> tuple[dict[str, Timed], di
     ]
     scale = float(getattr(lora.plan.method, "scale", 1.0))
     work: dict[str, Timed] = {
-        "deltaw, sparse switch": ours,
+        "sparse, fuse": fuse,
+        "sparse, switch": change,
         "lora, naive fuse": fusing(weights, keep, pairs, lambda w, B, A: w + scale * (B @ A)),
         "lora, addmm": fusing(weights, keep, pairs, lambda w, B, A: w.addmm_(B, A, alpha=scale)),
         "lora, naive switch": fusing(weights, keep, pairs, lambda w, B, A: (w - scale * (B @ A)) + scale * (B @ A)),
