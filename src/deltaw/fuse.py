@@ -36,19 +36,25 @@ class Patch:
     """New values for one parameter: at `where` (flat positions, sorted) or, where that is None, everywhere; and the
     base's values there. Writing either is idempotent."""
 
-    name: str
+    owner: nn.Module
+    word: str
     index: int | None
     new: Tensor
     old: Tensor
     where: Tensor | None = None
 
-    def write(self, model: nn.Module, values: Tensor) -> None:
-        p = model.get_parameter(self.name).detach()
-        p = p if self.index is None else p[self.index]
+    @property
+    def place(self) -> tuple[int, str, int | None]:
+        return id(self.owner), self.word, self.index
+
+    def write(self, values: Tensor) -> None:
+        p = self.owner._parameters[self.word]
+        assert p is not None
+        own = p.detach() if self.index is None else p.detach()[self.index]
         if self.where is None:
-            p.copy_(values)
+            own.copy_(values)
         else:
-            p.view(-1).put_(self.where, values)
+            own.view(-1).put_(self.where, values)
 
 
 @dataclass
@@ -96,7 +102,7 @@ class Fused:
         self.ready: dict[str, Prepared] = {}
         self._names = shared_names(self.model)
         self._inside: list[Patch] = []  # what is, or may be, in the weights now
-        self._kept: dict[tuple[str, int | None], Tensor] = {}  # the base's values of wholly replaced parameters
+        self._kept: dict[tuple[int, int | None], Tensor] = {}  # the base's values of wholly replaced parameters
 
     def switch(self, what: str | Path | Adapted | None) -> None:
         """Put this adapter into the weights in place of the one there; None: the base.
@@ -108,26 +114,29 @@ class Fused:
             return
         self._enter(self._find(what))
 
+    @torch.no_grad()
     def _enter(self, name: str) -> None:
+        self.active = None
+        there = {p.place: p for p in self._inside}
         patches = self.ready[name].patches
-        self._leave({(p.name, p.index) for p in patches if p.where is None})
         for patch in patches:
+            earlier = there.pop(patch.place, None)
+            if earlier is not None and patch.where is not None:
+                earlier.write(earlier.old)  # just before its successor: the weight is in the cache for both
             self._inside.append(patch)  # first: should writing be interrupted, restoring still mends it
-            patch.write(self.model, patch.new)
+            patch.write(patch.new)
+        for earlier in there.values():
+            earlier.write(earlier.old)
+        self._inside = list(patches)
         self.active = name
 
+    @torch.no_grad()
     def restore(self) -> None:
         """The base, bit for bit."""
-        self._leave(set())
-
-    @torch.no_grad()
-    def _leave(self, covered: set[tuple[str, int | None]]) -> None:
-        """Write the base's values back, but for parameters that are about to be overwritten as a whole."""
         self.active = None
         for patch in self._inside:
-            if (patch.name, patch.index) not in covered:
-                patch.write(self.model, patch.old)
-        self._inside = [p for p in self._inside if (p.name, p.index) in covered]
+            patch.write(patch.old)
+        self._inside = []
 
     def prepare(self, what: str | Path | Adapted, name: str | None = None) -> str:
         """Make an adapter ready, again if it is already, and return its name here (`name`, or its own; a directory's path).
@@ -135,8 +144,8 @@ class Fused:
         Raises NotMergeable where no weight equals it, or where it changes one end only of a weight the copy has once;
         StateMismatch for another base.
         """
-        inside, self.active = self.active, None
-        self._leave(set())  # new values are made from the base's
+        inside = self.active
+        self.restore()  # new values are made from the base's
         try:
             key, done = self._prepared(what)
             self.ready[name or key] = done
@@ -215,16 +224,18 @@ class Fused:
         return out
 
     def _patch(self, change: Change, own: Tensor) -> Patch:
+        path, _, word = change.name.rpartition(".")
+        owner = self.model.get_submodule(path)
         found = sparse(change, own)
         if found is not None:
             where, new = found
-            return Patch(change.name, change.index, new, own.view(-1)[where], where)
+            return Patch(owner, word, change.index, new, own.view(-1)[where], where)
         new = torch.empty_like(own)
         change.fill(new, None)
-        key = (change.name, change.index)
+        key = (id(owner._parameters[word]), change.index)
         if key not in self._kept:
             self._kept[key] = own.clone()
-        return Patch(change.name, change.index, new, self._kept[key])
+        return Patch(owner, word, change.index, new, self._kept[key])
 
     def __repr__(self) -> str:
         return f"Fused({type(self.model).__name__}, active: {self.active}, ready: {', '.join(self.ready) or 'none'})"
