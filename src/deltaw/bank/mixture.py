@@ -89,10 +89,11 @@ class Group:
     def __init__(self, mixture: Mixture, spot: Spot):
         self.mixture, self.spot, work = mixture, spot, mixture.work
         self.call, self.width = call(spot.arena.dtype), spot.arena.m + spot.arena.n
-        self.slow = 3 if spot.arena.dtype.itemsize == 2 else 1  # of a batched product's multiply-adds in half precision
+        half = spot.arena.dtype.itemsize == 2  # where small batched products are far below the rate of large ones
+        self.slow, self.pass_ = (3, 28) if half else (1, PASS)  # per multiply-add, per entry of a factor
         self.ranks = ranks = work.ranks(spot.name)
         self.there = sorted((k for k, r in enumerate(ranks) if r), key=lambda k: -ranks[k])
-        cuts = ranges([ranks[k] for k in self.there], PASS * self.width, 2 * self.call)
+        cuts = ranges([ranks[k] for k in self.there], self.pass_ * self.width, 2 * self.call)
         self.members = [sorted(self.there[lo:hi]) for lo, hi in cuts]
         self.known: dict[int, Dense | Runs | Buckets] = {}
         self.orders: dict[int, Sorted] = {}
@@ -114,12 +115,13 @@ class Group:
         return self.orders[k]
 
     def prices(self, k: int) -> dict[str, float]:
-        """Estimated multiply-adds of each way; moving rows about, small calls and members of a batched product count as
-        fractions of a product."""
+        """Estimated multiply-adds of each way, as many of a large product as take the same time."""
         s, call, rows = self.sorted(k), self.call, self.mixture.rows
         tall, wide = self.spot.arena.m, self.spot.arena.n
-        units = [max(self.ranks[j] for j in group) * self.width * k * self.slow for group in self.members]
-        buckets = sum(2 * call * (1 + b.count / 10) + b.count * b.size * units[b.stack] for b in s.buckets)
+        units = [max(self.ranks[j] for j in group) * self.width for group in self.members]
+        buckets: float = 2 * call * len(s.buckets)
+        for b in s.buckets:
+            buckets += b.count * units[b.stack] * (self.pass_ + self.slow * b.size * k)
         if not s.straight:
             buckets += call / 2 + PASS * k * (s.total * wide + (s.total + 2 * s.rows) * tall)
         covered = sum(len(rows[j]) * self.ranks[j] for j in self.there) * self.width * k
