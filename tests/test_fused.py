@@ -17,7 +17,21 @@ from deltaw.errors import SpecError
 from deltaw.fused import choose, walking
 from deltaw.fused.thin import Thin
 from deltaw.methods import (
-    ABBA, HRA, IA3, Asym, DoRA, Drop, GraLoRA, HiRA, LoHa, LoKr, LoRA, LoRAXS, SHiRA, TrainableTokens, VeRA,
+    ABBA,
+    HRA,
+    IA3,
+    Asym,
+    DoRA,
+    Drop,
+    GraLoRA,
+    HiRA,
+    LoHa,
+    LoKr,
+    LoRA,
+    LoRAXS,
+    SHiRA,
+    TrainableTokens,
+    VeRA,
 )  # fmt: skip
 from deltaw.ops import Affine, BlockDiag, Dense, Diag, chain, row_norm
 from deltaw.testing.tiny import coded

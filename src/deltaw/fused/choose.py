@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops import Affine, Base, Chain, Dense, Diag, Eye, Op, Sum, add, cost, factors, rank_bound
+from ..ops import Affine, Base, Chain, Dense, Diag, Eye, Hadamard, Op, Sum, add, cost, factors, rank_bound
 from ..ops.core import FAST
 from .dropout import Dropped, draw
 from .joined import joined
 from .leaves import grad
-from .thin import Shape, Thin
+from .thin import Shape, Thin, compute
 
-PASS = 8  # multiply-adds in the time of moving one entry of a matrix once
+PASS = 16  # multiply-adds in the time of moving one entry of a matrix once
+WIDE = 2.5  # how much slower a product of float32 masters is than one in half precision
 _walking = 0
 
 
@@ -92,12 +94,19 @@ class Way:
             return None if W is None else joined(W, self.dense, self.d, bias, x)
         shape = Shape(self.bare, self.slots, self.p, draw() if self.p else 0)
         if self.moves_input:
-            moved = Thin.apply(shape, x, None, None, None, None, *self.tensors)
-            return base.affine(moved, bias)
+            return base.affine(thin_product(shape, x, None, None, None, None, self.tensors), bias)
         W, y0 = base.direct(x), None
         if W is None:
             y0, bias = (base(x), bias) if self.d is not None else (base.affine(x, bias), None)
-        return Thin.apply(shape, x, W, y0, bias, self.d, *self.tensors)  # type: ignore[no-any-return]
+        return thin_product(shape, x, W, y0, bias, self.d, self.tensors)
+
+
+def thin_product(shape: Shape, x: Tensor, *rest: Any) -> Tensor:
+    """`Thin`, or what it computes where nothing is recorded."""
+    *fixed, tensors = rest
+    if torch.is_grad_enabled():
+        return Thin.apply(shape, x, *fixed, *tensors)  # type: ignore[no-any-return]
+    return compute(shape, x, *fixed, tensors)[0]
 
 
 def choose(op: Op, x: Tensor, T: int) -> Way:
@@ -118,13 +127,35 @@ def choose(op: Op, x: Tensor, T: int) -> Way:
     base, delta, p = op.terms[0], op.terms[1:], 0.0
     if len(delta) == 1 and isinstance(delta[0], Dropped):
         p, delta = delta[0].p, [delta[0].op]
-    (m, n), direct = op.shape, base.direct(x)
+    direct = base.direct(x)
     parts, own = thin(delta, T)
-    work = 3 * sum(cost(part, T) for part in (delta if parts is None else parts))
-    if direct is not None and not p and T > 1 and work > T * m * n + 4 * PASS * m * n:
-        if not any(isinstance(t, Dropped) for t in delta):
+    if direct is not None and not p and T > 1 and not any(isinstance(t, Dropped) for t in delta):
+        if work(delta if parts is None else parts, T) > dense_work(delta, T, x.dtype):
             return Way(base, d, dense=delta, lasting=own)
     return Way(lasting=own) if parts is None else Way(base, d, parts, p=p, lasting=own)
+
+
+def work(parts: list[Op], T: int) -> int:
+    """Multiply-adds of adding a product: forward, its transpose, and the gradient of what is trained."""
+    if not torch.is_grad_enabled():
+        return sum(cost(part, T) for part in parts)
+    return sum(cost(part, T) * (2 + part.like.requires_grad) for part in parts)
+
+
+def dense_work(delta: list[Op], T: int, dtype: torch.dtype) -> float:
+    """Of building the terms as matrices and adding them to W, and of their gradients through that of the sum."""
+    m, n = delta[0].shape
+    build = (WIDE if dtype.itemsize < 4 else 1.0) * sum(built(term) for term in delta)
+    return T * m * n + 3 * build + 4 * PASS * m * n if torch.is_grad_enabled() else build + 2 * PASS * m * n
+
+
+def built(op: Op) -> int:
+    """Multiply-adds of `op.dense()`."""
+    if isinstance(op, Hadamard):
+        return built(op.a) + built(op.b)
+    if isinstance(op, Chain):  # the last part, and the others applied to its columns
+        return sum(cost(part, op.shape[1]) for part in op.parts[:-1])
+    return 0 if isinstance(op, Base) else op.shape[0] * op.shape[1]
 
 
 def thin(delta: list[Op], T: int) -> tuple[list[Op] | None, bool]:

@@ -80,6 +80,36 @@ def saved(ctx: Any) -> Any:
         ) from error
 
 
+def compute(
+    shape: Shape, x: Tensor, W: Tensor | None, y0: Tensor | None, bias: Tensor | None, d: Tensor | None, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, P_k x, what the gradient of d needs): for arguments as in `Thin`, without recording anything."""
+    flat = x.reshape(-1, x.shape[-1])
+    parts = shape.ops(tensors, x.dtype)
+    if shape.p:
+        z = parts[-1](masked(flat, mask(flat, shape.p, shape.seed))).mul_(STEPS / keeps(shape.p))
+    else:
+        z = parts[-1](flat)
+    first = z
+    for part in reversed(parts[1:-1]):
+        z = part(z)
+    if W is not None:
+        y = F.linear(x, W, None if d is not None or bias is None else bias.to(x.dtype)).contiguous()
+    else:
+        y = (x if y0 is None else y0).clone(memory_format=torch.contiguous_format)
+    into(parts[0], y.view(len(flat), -1), z)  # y itself is returned: a view could not be written to afterwards
+    whole = y
+    if d is not None and revertible(y, bias):
+        y *= nonzero(d.to(y.dtype))
+        whole = y
+    elif d is not None:
+        scale = d.to(y.dtype)
+        y = whole * scale if bias is None else torch.addcmul(bias.to(y.dtype), whole, scale)
+    elif W is None and bias is not None:
+        y += bias.to(y.dtype)
+    return y, first, whole
+
+
 class Thin(torch.autograd.Function):
     """apply(shape, x, W, y0, bias, d, *tensors) -> y (..., m), x (..., n).
 
@@ -92,29 +122,7 @@ class Thin(torch.autograd.Function):
         ctx: Any, shape: Shape, x: Tensor, W: Tensor | None, y0: Tensor | None, bias: Tensor | None, d: Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
-        flat = x.reshape(-1, x.shape[-1])
-        parts = shape.ops(tensors, x.dtype)
-        if shape.p:
-            z = parts[-1](masked(flat, mask(flat, shape.p, shape.seed))).mul_(STEPS / keeps(shape.p))
-        else:
-            z = parts[-1](flat)
-        first = z
-        for part in reversed(parts[1:-1]):
-            z = part(z)
-        if W is not None:
-            y = F.linear(x, W, None if d is not None or bias is None else bias.to(x.dtype)).contiguous()
-        else:
-            y = (x if y0 is None else y0).clone(memory_format=torch.contiguous_format)
-        into(parts[0], y.view(len(flat), -1), z)  # y itself is returned: a view could not be written to afterwards
-        whole = y
-        if d is not None and revertible(y, bias):
-            y *= nonzero(d.to(y.dtype))
-            whole = y
-        elif d is not None:
-            scale = d.to(y.dtype)
-            y = whole * scale if bias is None else torch.addcmul(bias.to(y.dtype), whole, scale)
-        elif W is None and bias is not None:
-            y += bias.to(y.dtype)
+        y, first, whole = compute(shape, x, W, y0, bias, d, tensors)
         wanted = ctx.needs_input_grad
         inner = any(wanted[FIXED:])
         keep_x = shape.slots[-1] is not None and wanted[-1]  # the last tensor is the last part's

@@ -97,7 +97,7 @@ def _some_factors(op: Op) -> Pair:
 
 @Open[Op]
 def delta(op: Op, W: Op) -> Op:
-    """op - W, simplified where op contains W: W + D -> D, W(I + X) -> W X, (I + X)W -> X W; else op + (-1)·W."""
+    """op - W, simplified where op contains W: W + D -> D, W(I + X) -> W X, (I + X)W -> X W, d(W + D) -> (d - 1)W + d D; else op + (-1)·W."""
     return Zero(*op.shape, W.like) if op is W else add(op, scale(-1.0, W))
 
 
@@ -144,6 +144,10 @@ def _(op: Chain, W: Op) -> Op:
             if isinstance(other, Diag):
                 minus = Diag(other.v - 1)
                 return chain(W, minus) if left else chain(minus, W)
+    if len(op.parts) == 2 and isinstance(op.parts[0], Diag) and isinstance(op.parts[1], Sum):
+        terms = _without(op.parts[1].terms, W)  # d (W + D) - W = (d - 1) W + d D
+        if terms is not None:
+            return add(chain(Diag(op.parts[0].v - 1), W), chain(op.parts[0], _sum(terms, W)))
     return add(op, scale(-1.0, W))
 
 
