@@ -299,6 +299,19 @@ def test_rows_under_adapters_of_their_own_stay_rows_at_the_head():
         same(model, batch, 4, 1e-12)
 
 
+def test_a_compiled_model_is_left_as_it_is():
+    model, batch = tiny_model().double(), batch_of()
+    deltaw.attach(model, deltaw.Plan("lora", targets=["q_proj"]))
+    stir(model)
+    expected = ordinary_loss(model, batch)
+    fast = torch.compile(model, backend="eager")
+    before = fast(input_ids=batch["input_ids"], use_cache=False).logits
+    for call in (fast, None):
+        torch.testing.assert_close(label_loss(fast if call is None else model, batch, call)[0], expected)
+    assert torch.equal(fast(input_ids=batch["input_ids"], use_cache=False).logits, before)
+    assert before.shape == (3, 21, 260)
+
+
 def test_ddp_sees_every_gradient(tmp_path):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel

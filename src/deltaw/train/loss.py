@@ -29,6 +29,7 @@ def label_loss(
     have all label rows' logits computed in their own forward. call: what to run instead of the model itself (the same
     model in its DDP wrapper).
     """
+    run = model if call is None else call
     labels = batch["labels"][:, 1:]
     keep = labels.ne(IGNORE)
     count = keep.sum()
@@ -37,9 +38,11 @@ def label_loss(
     shared = model.__dict__.get(ATTRIBUTE)
     if shared is not None and shared.rows is not None:
         head = None  # every row of the batch has its own adapter: they must stay what they are, also at the head
+    if any(map(_compiled, (model, call, head))):
+        head = None  # a graph would keep the hooks it was traced with, or never see them
     if head is not None and _bare(model, head, batch["input_ids"]):
         tap = Tap(batch["labels"].shape)
-        logits = tap.run(head, call or model, rest)
+        logits = tap.run(head, run, rest)
         if tap.untouched(logits):
             h = tap.hidden.flatten(0, 1)
             at = F.pad(keep, (0, 1)).flatten().nonzero().squeeze(1).to(h.device)
@@ -47,9 +50,13 @@ def label_loss(
             with torch.autocast(h.device.type, tap.autocast, enabled=tap.autocast is not None):
                 return chunked_cross_entropy(head, h[at], labels[keep].to(h.device), size), count
         _BARE[model] = False
-    logits = _selected(head, call or model, rest, keep)
+    logits = _selected(head, run, rest, keep)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide, labels[keep].to(logits.device), reduction="sum"), count
+
+
+def _compiled(module: Any) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _selected(head: Any, call: Callable[..., Any], rest: dict[str, Tensor], keep: Tensor) -> Tensor:
