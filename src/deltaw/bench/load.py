@@ -6,7 +6,6 @@ import gc
 import itertools
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -58,13 +57,13 @@ def one(setting: Setting, dtype: str, count: int, folder: Path, progress: Progre
     try:
         for k in range(count):
             path = files[k % len(files)]
-            began = time.perf_counter()
+            began = now()
             bank.add(f"a{k}", path)
-            ours.append(time.perf_counter() - began)
+            ours.append(now() - began)
             if theirs is not None and k < peers:
-                began = time.perf_counter()
+                began = now()
                 theirs(f"a{k}", path)
-                other.append(time.perf_counter() - began)
+                other.append(now() - began)
             progress.step(k + 1)
     finally:
         gc.enable()
