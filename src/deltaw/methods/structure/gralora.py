@@ -12,14 +12,10 @@ from ..factors import divides, down, pair, positive, up
 class Shuffle(Op):
     """The permutation (i, j, q) -> (j, i, q) of k · k · q coordinates; its own transpose."""
 
-    constant = True
+    constant, like = True, property(lambda self: self._like)
 
     def __init__(self, k: int, q: int, like: Tensor):
         self.k, self.q, self._like, self.shape = k, q, like, (k * k * q, k * k * q)
-
-    @property
-    def like(self) -> Tensor:
-        return self._like
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self.k, self.k, self.q).transpose(-3, -2).flatten(-3)

@@ -8,30 +8,7 @@ from torch import Tensor
 from ...errors import SpecError
 from ...ops import Op, chain
 from ...spec import Declared, Method, Param, Start, Tensors, method
-
-
-class Pick(Op):
-    """Rows i (k,) of the n x n identity: the entries i of x."""
-
-    like, constant = property(lambda self: self.kept), True
-
-    def __init__(self, i: Tensor, n: int, like: Tensor):
-        self.i, self.kept, self.shape = i, like, (i.shape[0], n)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x[..., self.i]
-
-    def rmv(self, y: Tensor) -> Tensor:
-        return y.new_zeros(*y.shape[:-1], self.shape[1]).index_copy(-1, self.i, y)
-
-    def back(self, x: Tensor, g: Tensor) -> None:
-        x.index_add_(-1, self.i, g)
-
-    def dense(self) -> Tensor:
-        return self.kept.new_zeros(self.shape).scatter(1, self.i[:, None], 1.0)
-
-    def cols(self, ids: Tensor) -> Tensor:
-        return (ids.unsqueeze(-1) == self.i).to(self.kept.dtype)
+from ..pick import Pick
 
 
 @method(paper="(HF PEFT, TrainableTokens)")
