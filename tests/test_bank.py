@@ -569,6 +569,22 @@ def test_bank_and_attach_refuse_each_other(adapters):
     empty.add("a", adapters / "a")
 
 
+def test_a_wrapped_forward_is_left_alone(adapters):
+    model, bank = net(), None
+    bank = Bank(model)
+    bank.add("a", adapters / "a")
+    spot = model.q.__dict__["forward"]
+    model.q.__dict__["forward"] = wrapper = lambda x: spot(x)
+    bank.add("b", adapters / "b")  # straight from the file
+    with pytest.raises(SpecError, match="wrapped"):
+        bank.add("e", adapters / "e")  # has to be attached for a moment
+    want = model(IDS)
+    assert model.q.__dict__["forward"] is wrapper and bank.names == ["a", "b"]
+    bank.close()
+    assert model.q.__dict__["forward"] is wrapper and torch.equal(model(IDS), want)
+    assert torch.equal(want, net()(IDS))
+
+
 def test_picked_tokens_are_refused(adapters):
     class Picked(nn.Module):
         def __init__(self):

@@ -245,7 +245,10 @@ class Bank:
 
     def _attached(self, name: str, path: Path, any_base: bool) -> Factors:
         """The long way: attach it for a moment and ask the algebra."""
-        for spot in self._spots.values():
+        ours = [spot for spot in self._spots.values() if spot.module.__dict__.get("forward") is spot]
+        if len(ours) < len(self._spots):
+            raise SpecError("another library has wrapped forwards of this model since: add such adapters before that")
+        for spot in ours:
             _unpatch(spot)
         try:
             adapted = load(self.model, path, any_base=any_base)
@@ -254,7 +257,7 @@ class Bank:
             finally:
                 adapted.detach()
         finally:
-            for spot in self._spots.values():
+            for spot in ours:
                 spot.module.__dict__["forward"] = spot
 
     def _spot(self, site: str) -> Spot:
