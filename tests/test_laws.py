@@ -191,6 +191,6 @@ def test_catalogue_is_complete_and_stable():
     by = {r["key"]: r for r in rows}
     assert by["lora"]["exact_lora_rank"] == 8 and by["lora"]["formula"] == "8 m + 8 n"
     assert by["abba"]["exact_lora_rank"] == 256 and not by["abba"]["needs_dense_base"]
-    assert by["dora"]["needs_dense_base"] and by["dora"]["exact_lora_rank"] is None
+    assert by["hira"]["needs_dense_base"] and not by["dora"]["needs_dense_base"] and by["dora"]["exact_lora_rank"] is None
     assert not by["xlora"]["mergeable"] and not by["reft"]["identity_at_start"]
     assert deltaw.catalogue.markdown(rows).count("\n") == len(rows) + 2
