@@ -11,10 +11,10 @@ from torch import nn
 
 from deltaw import Plan, activate, attach
 from deltaw.errors import ShapeError, SpecError
+from deltaw.fused.dropout import draw, mask, masked, noise
 from deltaw.methods import ABBA, HRA, DoRA, Drop, GraLoRA, HiRA, LoHa, LoKr, LoRA, RsLoRA, SHiRA, VeRA
 from deltaw.methods.structure.lokr import factorization
 from deltaw.methods.structure.shira import Sparse
-from deltaw.fused.dropout import draw, mask, masked, noise
 from deltaw.ops import Chain, Hadamard, factors, row_norm
 
 M, N = 24, 16

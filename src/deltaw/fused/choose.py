@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,7 +83,8 @@ class Way:
 
     def __post_init__(self) -> None:
         if self.parts is not None:
-            self.bare, self.slots, self.tensors = taken_apart(self.parts)
+            bare, slots, c, self.tensors = taken_apart(self.parts)
+            self.shape = Shape(bare, slots, c, self.p)
 
     def run(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
         base = self.base
@@ -92,7 +93,7 @@ class Way:
         if self.dense is not None:
             W = base.direct(x)
             return None if W is None else joined(W, self.dense, self.d, bias, x)
-        shape = Shape(self.bare, self.slots, self.p, draw() if self.p else 0)
+        shape = replace(self.shape, seed=draw()) if self.p else self.shape
         if self.moves_input:
             return base.affine(thin_product(shape, x, None, None, None, None, self.tensors), bias)
         W, y0 = base.direct(x), None
@@ -182,14 +183,16 @@ def folded(parts: list[Op]) -> list[Op]:
     return parts
 
 
-def taken_apart(parts: list[Op]) -> tuple[list[Op | tuple[type, float]], list[int | None], list[Tensor]]:
-    """The parts with their tensors taken out, to be handed to autograd: see `Shape`."""
-    bare: list[Op | tuple[type, float]] = []
+def taken_apart(parts: list[Op]) -> tuple[list[Op | type], list[int | None], float, list[Tensor]]:
+    """The parts with their numbers and tensors taken out, the latter to be handed to autograd: see `Shape`."""
+    bare: list[Op | type] = []
     slots: list[int | None] = []
     tensors: list[Tensor] = []
+    c = 1.0
     for part in parts:
-        bare.append(part if part.constant else (type(part), getattr(part, "c", 1.0)))
+        bare.append(part if part.constant else type(part))
         slots.append(None if part.constant else len(tensors))
         if not part.constant:
             tensors.append(part.like)
-    return bare, slots, tensors
+            c *= getattr(part, "c", 1.0)
+    return bare, slots, c, tensors

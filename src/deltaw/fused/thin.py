@@ -25,23 +25,25 @@ FIXED = 6  # arguments of `apply` before the tensors
 
 @dataclass
 class Shape:
-    """The parts, leftmost first: an operator without trained tensors, or (type, factor) of a leaf whose tensor is passed
-    on; the slot of its tensor, or None. p and seed of a dropout on the input."""
+    """The parts, leftmost first: an operator without trained tensors, or the type of a leaf whose tensor is passed on;
+    the slot of its tensor, or None. c: the product of the leaves' factors. p and seed of a dropout on the input."""
 
-    parts: list[Op | tuple[type, float]]
+    parts: list[Op | type]
     slots: list[int | None]
+    c: float = 1.0
     p: float = 0.0
     seed: int = 0
 
     def ops(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Op]:
-        out = []
-        for part, slot in zip(self.parts, self.slots):
-            if slot is not None:
-                kind, c = part  # type: ignore[misc]
-                t = tensors[slot]
-                part = kind((t if c == 1.0 else t * c).to(dtype))
-            out.append(part)
-        return out  # type: ignore[return-value]
+        return [
+            part if slot is None else part(tensors[slot].to(dtype))  # type: ignore[operator, misc]
+            for part, slot in zip(self.parts, self.slots)
+        ]
+
+    @property
+    def factor(self) -> float:
+        """What P_k x and its gradient are multiplied with: numbers go where the tensors are thin."""
+        return self.c * STEPS / keeps(self.p) if self.p else self.c
 
     def plain(
         self, x: Tensor, W: Tensor | None, y0: Tensor | None, bias: Tensor | None, d: Tensor | None, tensors: list[Tensor]
@@ -50,7 +52,7 @@ class Shape:
         z = x * noise(x, self.p, self.seed) if self.p else x
         for part in reversed(self.ops(tensors, x.dtype)):
             z = part(z)
-        y = z + (F.linear(x, W) if W is not None else x if y0 is None else y0)
+        y = self.c * z + (F.linear(x, W) if W is not None else x if y0 is None else y0)
         y = y if d is None else y * d.to(y.dtype)
         return y if bias is None else y + bias.to(y.dtype)
 
@@ -86,10 +88,9 @@ def compute(
     """(y, P_k x, what the gradient of d needs): for arguments as in `Thin`, without recording anything."""
     flat = x.reshape(-1, x.shape[-1])
     parts = shape.ops(tensors, x.dtype)
-    if shape.p:
-        z = parts[-1](masked(flat, mask(flat, shape.p, shape.seed))).mul_(STEPS / keeps(shape.p))
-    else:
-        z = parts[-1](flat)
+    z = parts[-1](masked(flat, mask(flat, shape.p, shape.seed)) if shape.p else flat)
+    if shape.factor != 1.0:
+        z = z * shape.factor
     first = z
     for part in reversed(parts[1:-1]):
         z = part(z)
@@ -153,9 +154,7 @@ class Thin(torch.autograd.Function):
         def learn(k: int, z: Tensor, gz: Tensor) -> None:
             slot = slots[k]
             if slot is not None and wanted[FIXED + slot]:
-                found = grad(parts[k], z, gz).to(tensors[slot].dtype)
-                c = shape.parts[k][1]  # type: ignore[index]
-                leaves[slot] = found if c == 1.0 else found.mul_(c)
+                leaves[slot] = grad(parts[k], z, gz).to(tensors[slot].dtype)
 
         inputs = [first]  # of parts[-2], parts[-3], …, parts[0]
         for part in reversed(parts[1:-1]):
@@ -165,10 +164,10 @@ class Thin(torch.autograd.Function):
             learn(k, z, gz)
             gz = parts[k].rmv(gz)
         kept = None
-        if shape.p:  # the factor goes into the thin gradient, the mask is drawn again
-            gz = gz * (STEPS / keeps(shape.p))
-            if x is not None or wanted[1]:
-                kept = mask(gz.new_empty(len(gz), parts[-1].shape[1]), shape.p, shape.seed)
+        if shape.factor != 1.0:
+            gz = gz * shape.factor
+        if shape.p and (x is not None or wanted[1]):
+            kept = mask(gz.new_empty(len(gz), parts[-1].shape[1]), shape.p, shape.seed)
         if x is not None:
             flat = x.reshape(-1, x.shape[-1])
             learn(len(parts) - 1, flat if kept is None else masked(flat, kept), gz)

@@ -159,18 +159,19 @@ def row_norm(op: Op) -> Tensor:
 
 @row_norm.on(Sum)
 def _(op: Sum) -> Tensor:
-    """|W + BA|² by rows = |W|² + 2 <W Aᵀ, B> + <B (A Aᵀ), B>: 2 r m n operations, no m x n temporary."""
+    """|W + BA|² by rows = |W|² + <2 W Aᵀ + B A Aᵀ, B>: 2 r m n operations, no m x n temporary."""
     W, rest = op.terms[0], op.terms[1:]
     pair = factors(_sum(rest, op)) if isinstance(W, Base) and rest else None
     if not isinstance(W, Base) or pair is None or pair[0].shape[1] >= min(op.shape) // 2:
         return row_norm_of(op.dense().detach())
-    high = torch.promote_types(W.like.dtype, torch.float32)
+    kind = W.like.dtype
+    high = torch.promote_types(kind, torch.float32)
     (B, A), own = (t.detach().to(high) for t in pair), W.row_square()
-    cross = (W(A).mT * B).sum(1)  # through the base's own kernel: a quantised one is not decoded
-    square = own + 2 * cross + ((B @ (A @ A.mT)) * B).sum(1)
-    # a row that nearly cancels loses digits in the expansion, eps |W|² / |W + BA|² of it (eps of the base kernel): take it directly
+    WA = W(A.to(kind)).to(high).mT  # through the base's own kernel: a quantised one is not decoded
+    square = own + (torch.addmm(WA, B, A @ A.mT, beta=2) * B).sum(1)
+    # a row that nearly cancels loses digits in the expansion, the base's eps |W|² / |W + BA|² of it: take it directly
     symbolic = torch.compiler.is_compiling() or square.device.type == "meta"
-    if not symbolic and bool((square < 0.05 * own).any()):
+    if not symbolic and bool((square < (0.01 if high == kind else 0.25) * own).any()):
         return row_norm_of(op.dense().detach())
     return square.clamp_min(own * torch.finfo(high).eps).sqrt()  # a traced graph cannot branch: keep the root real
 
