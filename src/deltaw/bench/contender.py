@@ -37,7 +37,8 @@ class Contender:
 
 
 def method_of(word: str, rank: int, dropout: float) -> Method:
-    """ "lora", "lora+drop", "loha:r=8", "gralora:r=32,k=4"-like words; every rank a method has is `rank` unless given."""
+    """ "lora", "lora+drop", "loha:r=8", "gralora:r=32,k=4"-like words, "trainable_tokens:ids=0..15": columns of
+    the weight; every rank a method has is `rank` unless given."""
     name, _, fields = word.removesuffix(DROP).partition(":")
     cls = METHODS[name]
     known = {f.name: f for f in dataclasses.fields(cls)}
@@ -53,6 +54,10 @@ def method_of(word: str, rank: int, dropout: float) -> Method:
 
 
 def _number(text: str) -> Any:
+    """A number; "0..15", the whole numbers from one to the other; else the word."""
+    first, dots, last = text.partition("..")
+    if dots and first.isdigit() and last.isdigit():
+        return tuple(range(int(first), int(last) + 1))
     for kind in (int, float):
         try:
             return kind(text)
