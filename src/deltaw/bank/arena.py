@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .pages import in_huge_pages
+
 LIMIT = 256 * 2**20  # bytes of a chunk, unless one adapter needs more
 
 
@@ -91,6 +93,7 @@ class Arena:
 
     def _grow(self, wanted: int) -> None:
         pages = max(wanted, min(self.pages, LIMIT // self.page_bytes))
-        B, A = (torch.empty(pages * self.page * k, dtype=self.dtype, device=self.device) for k in (self.m, self.n))
+        sizes = (pages * self.page * self.m, pages * self.page * self.n)
+        B, A = (in_huge_pages(torch.empty(k, dtype=self.dtype, device=self.device)) for k in sizes)
         self.chunks.append(Chunk(B, A, pages))
         self.give([(len(self.chunks) - 1, 0, pages)])
