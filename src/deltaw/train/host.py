@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import platform
@@ -49,3 +50,15 @@ def rss() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return peak_rss()
+
+
+def leave_group_at_exit() -> None:
+    """Close the process group, if one was opened, before the interpreter goes: a thread of its that is still running then
+    ends the process with SIGABRT, after a run that succeeded."""
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

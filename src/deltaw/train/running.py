@@ -119,6 +119,7 @@ def run(
     if r.train.grad_checkpointing:
         _checkpointing(model, True)
     engine = Engine(adapted, r.train, out, train, held, pad_id(tokenizer), show)
+    host.leave_group_at_exit()
     try:
         with interruptible(engine):
             engine.train(resume_from_checkpoint=str(start) if start is not None else None)
