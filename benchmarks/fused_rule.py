@@ -1,6 +1,6 @@
 """Does the rule of deltaw.fused choose the fastest path? Every path of an expression timed beside the others.
 
-    python benchmarks/fused_rule.py [--threads 2] [--repeats 5] [--out benchmarks/results]
+    python benchmarks/fused_rule.py [--threads 2] [--repeats 5] [--cpu-time] [--out benchmarks/results]
 
 For deltas of several forms, shapes, token counts and dtypes: forward and backward by the walk, as thin factors and joined
 with the weight (where these exist), interleaved; the path the rule takes; and its regret, the time of the path it takes over the best path's.
