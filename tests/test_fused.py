@@ -34,6 +34,7 @@ from deltaw.methods import (
     VeRA,
 )  # fmt: skip
 from deltaw.ops import Affine, BlockDiag, Dense, Diag, chain, row_norm
+from deltaw.sites.dense import LinearSite
 from deltaw.testing.tiny import coded
 
 M, N = 32, 24
@@ -350,11 +351,7 @@ def test_leaves_know_their_gradients():
 def test_an_affine_map_of_its_own_is_evaluated_too():
     """Without a session: the pattern alone decides."""
     model = net()
-    base = deltaw.sites.find(model, ["0"])[0].leaf() if hasattr(deltaw, "sites") else None
-    if base is None:
-        from deltaw.sites.dense import LinearSite
-
-        base = LinearSite("0", model[0]).leaf()
+    base = LinearSite("0", model[0]).leaf()
     model.requires_grad_(False)
     B, A = torch.randn(M, 2, dtype=torch.float64), torch.randn(2, N, dtype=torch.float64)
     L = Affine(base.op + chain(B, A), base.bias)
