@@ -14,9 +14,9 @@ from ...spec import Declared, Method, Param, Tensors, kaiming, method
 from ..factors import positive
 
 
-def chain_of(site: Site) -> str:
-    """The name and shape that the sites of one chain have in common: the name without its layer's number."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", site.name, count=1) + ".{}x{}".format(*site.shape)
+def line(name: str) -> str:
+    """What the sites of one chain have in common: the name without its layer's number."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name, count=1)
 
 
 @method(paper="arXiv:2402.18039", claims=("faster convergence than LoRA at the same parameters",))
@@ -42,9 +42,9 @@ class ResLoRA(Method):
         return self.pairs(m, n, "alone", 0)
 
     def declare(self, site: Site) -> Declared:
-        name = chain_of(site)
-        before = [s.name for s in site.peers if chain_of(s) == name] or [site.name]
-        return self.pairs(*site.shape, name, before.index(site.name))
+        (m, n), name = site.shape, line(site.name)
+        chained = [s.name for s in site.peers if line(s.name) == name and s.shape == (m, n)] or [site.name]
+        return self.pairs(m, n, f"{name}.{m}x{n}", chained.index(site.name))
 
     def pairs(self, m: int, n: int, scope: str, layer: int) -> Declared:
         positive(r=self.r)
