@@ -19,7 +19,8 @@ class RowSparsity(Rule):
     row of A (n long) whose I is below the floor(n (1 - kappa))-th smallest of that row become 0, so do those of a column of B.
 
     kappa(t) = 1 before step t_i, then kappa + (1 - kappa)(1 - (t - t_i)/(t_f - t_i))³, from t_f on kappa; t counts the
-    steps made. Nothing is masked for good: the optimiser's momentum revives entries, which are then judged again.
+    steps made. There is no mask: what is at zero scores nothing, so its average falls fastest and it is set to zero again,
+    whatever the optimiser's momentum made of it.
     """
 
     kappa: float = 0.05

@@ -19,7 +19,7 @@ class RoseLoRA(Method):
     averages of |entry · gradient|; kappa falls from 1 at step t_i to its value at t_f. So at most a fraction
     sum_i (1 - sp(A_i))(1 - sp(B_i)) of the change is not zero, sp the fraction of zeros. Start as LoRA: the base's first
     output. Trained per site: r (m + n). Exact LoRA rank: r. Source: Wang et al. 2024; defaults of its knowledge editing.
-    Trap: B = 0 makes every score of B equal at first, so do not prune from step 1 on. Nothing is masked for good.
+    Trap: B = 0 makes every score of B equal at first, so do not prune from step 1 on.
 
     >>> from deltaw.methods import RoseLoRA
     >>> RoseLoRA(r=4).rules()
