@@ -20,8 +20,7 @@ class PaCA(Method):
 
     Wc (m, r) trained, started as C; J (r,) frozen. A step keeps the r entries x[J] and adds products with those. columns:
     "random"; "norm", those of largest norm; "gradient", those of largest gradient, summed over the first `steps` steps, in
-    which nothing moves. The first output is the base's. Exact LoRA rank: r. Source: Woo et al. 2025. Traps: a column moves
-    s times what the optimiser moves Wc, so keep s = 1; weight decay on Wc decays the pretrained values.
+    which nothing moves. Exact LoRA rank: r. Source: Woo et al. 2025. Trap: keep s = 1, a column moves s times what Wc does.
 
     >>> from deltaw.methods import PaCA
     >>> PaCA(r=2).params(10, 6)["Wc"].shape
@@ -33,9 +32,7 @@ class PaCA(Method):
     columns: Literal["random", "norm", "gradient"] = "random"
     steps: int = 1
 
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.r
+    scale = property(lambda self: self.alpha / self.r)
 
     def params(self, m: int, n: int) -> Declared:
         if not 0 < self.r <= n:
