@@ -17,7 +17,8 @@ from torch import Tensor
 from .entry import Entry
 from .errors import SpecError, StateMismatch
 from .sites import Site
-from .sites.watch import Watch
+from .sites.find import layer_index
+from .sites.watch import Watch, mean_of_processes, several
 from .spec import Method, Start, Tensors
 
 if TYPE_CHECKING:
@@ -48,10 +49,6 @@ def remap(state: dict[str, Any], shape: torch.Size, source: Tensor) -> None:
             )
         old = t.flatten() if t.numel() else t.new_zeros(1)
         state[key] = torch.where(come, old[safe], 0).to(t.dtype).view(source.shape)
-
-
-def several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class View:
@@ -88,11 +85,7 @@ class View:
                 f"{self.name}: no gradient of the weight was seen before this step. A rule needs it here: call the layers as "
                 "modules, in a model that was not compiled before, and make the optimiser before the first forward"
             )
-        total = torch.stack(found).sum(0)
-        if several():  # the mean, as DDP takes it for what is trained
-            torch.distributed.all_reduce(total)
-            total /= torch.distributed.get_world_size()
-        return total
+        return mean_of_processes(torch.stack(found).sum(0))
 
     def draw(self, word: str) -> Start:
         seed = self.engine.adapted.plan.seed
@@ -193,7 +186,10 @@ def install(adapted: Adapted, optimizer: torch.optim.Optimizer) -> None:
         return
     engine = Engine(adapted, [])
     for rule, wanted in asked.items():
-        engine.rules.append((rule, [View(engine, entries[s], ends[s], m, (i, len(wanted))) for i, (s, m) in enumerate(wanted)]))
+        layers = sorted({(layer_index(s) is None, layer_index(s) or 0) for s, _ in wanted})
+        number = {s: layers.index((layer_index(s) is None, layer_index(s) or 0)) for s, _ in wanted}
+        views = [View(engine, entries[s], ends[s], m, (number[s], len(layers))) for s, m in wanted]
+        engine.rules.append((rule, views))
         for view in engine.rules[-1][1]:
             view.s = rule.start(view)
     engine.watch()

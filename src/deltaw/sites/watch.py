@@ -38,3 +38,16 @@ class Watch:
             new = g.mT @ x.reshape(-1, x.shape[-1]).to(g.dtype)
         new = (new.mT if self.flip else new).to(torch.promote_types(new.dtype, torch.float32))
         self.sum = new if self.sum is None else self.sum.add_(new)
+
+
+def several() -> bool:
+    """Is this one process of several?"""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def mean_of_processes(t: Tensor) -> Tensor:
+    """As DDP does it for the gradients of what is trained."""
+    if several():
+        torch.distributed.all_reduce(t)
+        t /= torch.distributed.get_world_size()
+    return t

@@ -41,7 +41,7 @@ class View(Protocol):
     name: str  # the site
     method: Method  # the method that asked for the rule, also inside a wrapper; for a plan's rule the site's
     step: int  # optimiser steps made so far: 0 in `before` of the first, 1 in `after` of it
-    order: tuple[int, int]  # which of how many sites this is
+    order: tuple[int, int]  # the layer this site is in, counted among the layers that have the rule, and their number
     s: dict[str, Tensor]  # what the rule remembers here
 
     @property
