@@ -1,5 +1,5 @@
-"""What is particular to Block-LoRA, CapaBoost, DropLoRA, Hydra, LoRA-FA, NoRA, ResLoRA, RoseLoRA, S2-LoRA, SingLoRA and
-SNELL, beyond the laws."""
+"""What is particular to Block-LoRA, CapaBoost, DropLoRA, Hydra, LoRA-FA, NoRA, ResLoRA, RoseLoRA, S2-LoRA, SingLoRA,
+SNELL and SNELLA, beyond the laws."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from deltaw import Plan, attach
 from deltaw.errors import ShapeError, SpecError
 from deltaw.methods import (
     SNELL,
+    SNELLA,
     BlockLoRA,
     CapaBoost,
     DoRA,
@@ -28,6 +29,7 @@ from deltaw.methods import (
     S2LoRA,
     SingLoRA,
 )  # fmt: skip
+from deltaw.methods.rules.allocate import Allocate, shares
 from deltaw.methods.rules.lora_fa import ProjectedGradient
 from deltaw.methods.rules.row_sparsity import RowSparsity
 from deltaw.methods.rules.shrink import Shrink
@@ -375,9 +377,69 @@ def test_snell_keeps_its_share_of_the_entries(sparsity):
     torch.testing.assert_close(change[there], (K * K.abs())[there], rtol=1e-5, atol=1e-9)
     assert float(K[there].abs().min()) >= float(K[~there].abs().max() if sparsity else 0.0)
     assert sparsity == 0.9 or rank(change) == 16
-    for bad in (SNELL(q=3), SNELL(sparsity=1.0)):
-        with pytest.raises(SpecError, match="even q"):
+    for bad, why in ((SNELL(q=3), "even q"), (SNELL(sparsity=1.0), "fraction")):
+        with pytest.raises(SpecError, match=why):
             put(bad)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 383, 384])
+def test_snella_keeps_as_many_as_its_number_says(kept):
+    _, adapted, p, _ = put(SNELLA(q=4))
+    with torch.no_grad():
+        p["a"].fill_(0.5), p["g"].fill_(0.2), p["c"].fill_(-0.01), p["V"].fill_(kept)
+        D = 0.1 * (torch.cdist(p["Q"][0], p["P"][0]) - torch.cdist(p["Q"][1], p["P"][1]))
+        K = D + 0.5 * (D / 0.2).softmax(0) - 0.01
+    change = next(iter(changes(adapted).values()), torch.zeros(24, 16, dtype=F64))
+    want = torch.where(K.abs() >= K.abs().flatten().sort().values.flip(0)[kept - 1], K * K.abs(), 0.0) if kept else 0 * K
+    assert int((change != 0).sum()) == kept
+    torch.testing.assert_close(change, want, rtol=1e-5, atol=1e-9)
+
+
+def test_snella_shares_its_budget_by_importance():
+    """Three layers, one of which the loss does not see: it gives its entries up, and the sum is the budget."""
+    method = SNELLA(q=4, sparsity=0.5, every=2, T=3)
+    net, adapted, _, x = put(method, layers=3)
+    optimizer, state, scores = adapted.optimizer(lr=1e-3), adapted.state(), {}
+    budget, seen = {1: 1 - 0.5 * (1 - (2 / 3) ** 3), 2: 1 - 0.5 * (1 - (1 / 3) ** 3), 3: 0.5}, []
+    for t in range(1, 9):
+        optimizer.zero_grad()
+        (net.layers[0](x).square().sum() + 0.3 * net.layers[1](x).square().sum()).backward()
+        for name in ("layers.0", "layers.1"):
+            for k in "PQ":
+                new = (state[f"{name}.{k}"] * state[f"{name}.{k}"].grad).abs().detach()
+                A, U = scores.get((name, k), (0 * new, 0 * new))
+                A = 0.85 * A + 0.15 * new
+                scores[name, k] = A, 0.85 * U + 0.15 * (new - A).abs()
+        optimizer.step()
+        V = [int(state[f"layers.{i}.V"]) for i in range(3)]
+        if t % 2 == 0 and t <= 6:
+            e = int(budget[t // 2] * 3 * 384)
+            assert sum(V) == e
+            s = [sum(float((A * U).mean()) for (n, _), (A, U) in scores.items() if n == f"layers.{i}") for i in (0, 1)]
+            much, less = (0, 1) if s[0] > s[1] else (1, 0)
+            most = min(384.0, e * s[much] / sum(s))
+            assert abs(V[much] - most) <= 1 and abs(V[less] - min(384.0, e - most)) <= 1 and abs(V[2] - max(e - 768, 0)) <= 1
+        seen.append(V)
+    assert seen[0] == [384] * 3 and seen[5] == seen[7] and seen[5][2] < seen[5][1]
+
+
+def test_shares_are_whole_proportional_and_exact():
+    room = torch.tensor([10, 10, 100])
+    assert shares(torch.tensor([1.0, 1.0, 2.0]), 20, room).tolist() == [5, 5, 10]
+    assert shares(torch.tensor([8.0, 1.0, 1.0]), 20, room).tolist() == [10, 5, 5]  # what does not fit goes to the others
+    assert shares(torch.tensor([1.0, 0.0, 0.0]), 40, room).tolist() == [10, 10, 20]  # no score is left: equal parts
+    assert shares(torch.zeros(3), 30, room).tolist() == [10, 10, 10]
+    for budget in (0, 1, 7, 50, 119, 120):
+        got = shares(torch.tensor([0.3, 1e-9, 0.7]), budget, room)
+        assert int(got.sum()) == budget and bool((got <= room).all()) and int(got.min()) >= 0
+
+
+def test_allocation_schedule():
+    rule = Allocate(sparsity=0.4, T=10, t0=2, t1=3)
+    assert [rule.dropped(e) for e in (0, 1, 2)] == [0.0] * 3 and [rule.dropped(e) for e in (7, 8, 10)] == [0.4] * 3
+    assert abs(rule.dropped(4) - 0.4 * (1 - 0.6**3)) < 1e-12
+    with pytest.raises(SpecError, match="fraction"):
+        put(SNELLA(sparsity=1.0))
 
 
 # ---- RoseLoRA

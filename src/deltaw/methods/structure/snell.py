@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from ...errors import SpecError
 from ...ops import Dense, Op
-from ...spec import Declared, Method, Param, Tensors, method, uniform
-
-KAPPA = 0.1
-
-
-def distances(Q: Tensor, P: Tensor) -> Tensor:
-    """|Q_i - P_j| for every i and j, from the differences: the expansion through products loses digits of small ones."""
-    return torch.cdist(Q, P, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def survivors(K: Tensor, sparsity: float) -> Tensor:
-    """|K| where it is among the largest, 0 at the floor(sparsity · size) others; no gradient passes through it."""
-    size = K.detach().abs()
-    dropped = int(sparsity * K.numel())
-    return size if not dropped else size * (size > size.flatten().kthvalue(dropped).values)
+from ...spec import Declared, Method, Tensors, method
+from ..kernels import contrast, points, survivors
 
 
 @method(
@@ -35,7 +19,8 @@ class SNELL(Method):
     G = |K| where |K| is among the (1 - sparsity) m n largest, else 0, without gradient: a survivor is sign(K) K².
     Start: P, Q ~ U(±1/sqrt fan-in), fan-in n q/2 and m q/2. Trained per site: q (m + n). Rank up to min(m, n), no LoRA
     equals it; K is built in every forward, q m n operations a step. Source: Shen et al. 2024 and its code; q and sparsity
-    are set per task there. Trap: a gate of zeros and ones is another method: at sparsity = 0 the gate is |K|, not 1.
+    are set per task there. Trap: a gate of zeros and ones is another method: at sparsity = 0 it is still |K| (their code then
+    has none).
 
     >>> from deltaw.methods import SNELL
     >>> {k: v.shape for k, v in SNELL(q=4).params(10, 6).items()}
@@ -46,12 +31,10 @@ class SNELL(Method):
     sparsity: float = 0.3
 
     def params(self, m: int, n: int) -> Declared:
-        if self.q < 2 or self.q % 2 or not 0.0 <= self.sparsity < 1.0:
-            raise SpecError(f"snell needs an even q >= 2 and sparsity in [0, 1); found q = {self.q}, {self.sparsity}")
-        h = self.q // 2
-        return {k: Param((2, w, h), uniform((w * h) ** -0.5)) for k, w in (("P", n), ("Q", m))}
+        if not 0.0 <= self.sparsity < 1.0:
+            raise SpecError(f"snell drops a fraction of [0, 1) of the entries; found sparsity = {self.sparsity}")
+        return points(m, n, self.q)
 
     def weight(self, W: Op, p: Tensors) -> Op:
-        near, far = distances(p.Q, p.P)
-        K = KAPPA * (near - far)
-        return W + Dense(K * survivors(K, self.sparsity))
+        K = 0.1 * contrast(p.Q, p.P)
+        return W + Dense(K * survivors(K, int(self.sparsity * K.numel())))
