@@ -31,8 +31,7 @@ def pivoted_qr(W: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
     torch has no pivoted QR: this is Gram-Schmidt that takes the largest remaining column and cleans it twice.
     """
     rest = W.to(torch.float64).clone()
-    (m, n), rows, picked = rest.shape, [], []
-    Q = rest.new_zeros(m, r)
+    Q, rows, picked = rest.new_zeros(len(rest), r), [], []
     for i in range(r):
         size = rest.square().sum(0)
         size[picked] = -1.0  # a weight of low rank leaves columns of zeros: still pick each once
