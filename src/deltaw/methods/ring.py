@@ -14,12 +14,14 @@ from .factors import positive
 
 
 def split(size: int, D: int) -> tuple[int, ...]:
-    """D factors of a size, each the divisor nearest to what is even; 1 where a size has no better one."""
+    """D factors of a size, as even as they divide: each the largest divisor that is not above its share; 1 if need be."""
     positive(D=D)
     out = []
     for d in range(D, 1, -1):
-        even = math.log(size) / d
-        out.append(min((k for k in range(1, size + 1) if size % k == 0), key=lambda k: abs(math.log(k) - even)))
+        k = 1
+        while (k + 1) ** d <= size:
+            k += 1
+        out.append(max(j for j in range(1, k + 1) if size % j == 0))
         size //= out[-1]
     return (*out, size)
 

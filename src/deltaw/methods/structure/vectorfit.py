@@ -16,8 +16,8 @@ class VectorFit(Method):
     Trained: dsigma (k,), and db (m,) where the layer has a bias: the paper adapts the vectors that are there. Applied as
     W x + U (dsigma ⊙ Vᵀ x) + b', which leaves the base's own product alone, for k (m + n) more operations a token.
     Start: both 0, the base up to rounding. Count: k + m. The change has full rank: no plain LoRA equals it.
-    Source: Hegde et al. 2025. Adaptive Vector Freezing, the rule that rests the vectors that moved most, acts between
-    steps and is no part of this formula.
+    Source: Hegde et al. 2025. Adaptive Vector Freezing, its rule between steps, whose settings are not published, is to
+    be asked for: Plan(VectorFit(), rules=(AVF(k=5),)) with deltaw.methods.rules.avf.
     Trap: U and Vt are as large as W, so the stored adapter is too; only k + m numbers of it are trained.
 
     >>> from deltaw.methods import VectorFit
