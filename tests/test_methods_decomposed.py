@@ -72,6 +72,7 @@ def test_pivoted_qr_is_one() -> None:
         assert bool((d[1:] <= d[:-1] + 1e-12).all())
         # every diagonal entry is the largest of what is left in its rows: the definition of pivoting
         assert all(bool((torch.linalg.vector_norm(R[i:, J[i:]], dim=0) <= d[i] + 1e-12).all()) for i in range(k))
+    assert Q[:, 2:].abs().max() == 0  # that weight has rank 2
     torch.testing.assert_close(pivoted_qr(rand(9, 6), 6)[0].mT @ pivoted_qr(rand(9, 6), 6)[0], torch.eye(6, dtype=F64))
 
 

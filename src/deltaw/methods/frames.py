@@ -28,19 +28,23 @@ def pivoted_qr(W: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
     """(Q (m, r), R (r, n), J (r,)): r steps of the QR decomposition with column pivoting, in float64.
 
     W = Q R at r = min(m, n), in W's own order of columns; R[:, J] is triangular, with a diagonal that falls.
-    torch has no pivoted QR: this is Gram-Schmidt that takes the largest remaining column and cleans it twice.
+    torch has no pivoted QR: this is Gram-Schmidt, which takes the largest remaining column and cleans it twice, for one
+    product with W a step; the sizes of what remains are counted down, as LAPACK does.
     """
-    rest = W.to(torch.float64).clone()
-    Q, rows, picked = rest.new_zeros(len(rest), r), [], []
+    W = W.to(torch.float64)
+    size, Q, rows, picked = W.square().sum(0), W.new_zeros(len(W), r), list[Tensor](), list[int]()
+    none = 1e-13 * size.max().sqrt() + torch.finfo(W.dtype).tiny
     for i in range(r):
-        size = rest.square().sum(0)
-        size[picked] = -1.0  # a weight of low rank leaves columns of zeros: still pick each once
+        size[picked] = -1.0  # beyond W's rank nothing is left: columns are picked all the same, each once, with q = 0
         j = int(size.argmax())
-        q = rest[:, j] - Q @ (Q.mT @ rest[:, j])
-        q = q / torch.linalg.vector_norm(q).clamp_min(torch.finfo(q.dtype).tiny)
-        row = q @ rest
-        rest = torch.addr(rest, q, row, alpha=-1)
-        rest[:, j] = 0.0
+        q = W[:, j] - Q @ (Q.mT @ W[:, j])
+        left = torch.linalg.vector_norm(q)
+        q = q / left if left > none else torch.zeros_like(q)
+        q = q - Q @ (Q.mT @ q)
+        q = q / torch.linalg.vector_norm(q).clamp_min(none)
+        row = q @ W
+        row[picked] = 0.0
+        size = (size - row.square()).clamp_min(0.0)
         Q[:, i] = q
         rows.append(row)
         picked.append(j)
