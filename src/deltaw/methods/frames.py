@@ -41,7 +41,7 @@ def pivoted_qr(W: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
         left = torch.linalg.vector_norm(q)
         q = q / left if left > none else torch.zeros_like(q)
         q = q - Q @ (Q.mT @ q)
-        q = q / torch.linalg.vector_norm(q).clamp_min(none)
+        q = q / torch.linalg.vector_norm(q).clamp_min(torch.finfo(q.dtype).tiny)
         row = q @ W
         row[picked] = 0.0
         size = (size - row.square()).clamp_min(0.0)
