@@ -267,6 +267,12 @@ def test_lift_over_several_choices_is_sparse_adam_on_W(tmp_path):
     deltaw.load(other, tmp_path / "a")
     assert torch.equal(other(batch(0)[0]), want)  # the past has another size than at the start
     adapted.merge(probe=batch(0)[0])
+    live = deltaw.Fused(model)  # a switch writes the entries, those of earlier choices too, and no others
+    live.switch("default")
+    torch.testing.assert_close(live.model(batch(0)[0]), want)
+    report = live.ready["default"].report()
+    assert report["sparse"] == report["patches"] == 4
+    assert report["entries"] == sum(len(e.get("I")) + len(e.get("I0")) for e in adapted.entries().values())
 
 
 def test_a_choice_moves_no_weight_and_the_past_comes_back():

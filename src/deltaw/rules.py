@@ -7,8 +7,6 @@ any loop and counts optimiser steps; its memory rides in the optimiser's state d
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,20 +17,12 @@ from .errors import SpecError, StateMismatch
 from .sites import Site
 from .sites.find import layer_index
 from .sites.watch import Watch, mean_of_processes, several
-from .spec import Method, Start, Tensors
+from .spec import Method, Start, Tensors, layers_of
 
 if TYPE_CHECKING:
     from .attach import Adapted
 
 STATE = "rules"  # the key in the optimiser's state dict
-
-
-def owners(method: Method) -> Iterator[Method]:
-    """A method and those it wraps."""
-    yield method
-    for f in fields(method):  # type: ignore[arg-type]
-        if isinstance(inner := getattr(method, f.name), Method):
-            yield from owners(inner)
 
 
 def remap(state: dict[str, Any], shape: torch.Size, source: Tensor) -> None:
@@ -80,6 +70,8 @@ class View:
 
     def gradient(self) -> Tensor:
         found = [w.sum for w in self.engine.watched.get(self.name, ()) if w.sum is not None]
+        if not found and any(w.sum is not None for others in self.engine.watched.values() for w in others):
+            found = [torch.zeros_like(self.base())]  # a layer that no token reached
         if not found:
             raise SpecError(
                 f"{self.name}: no gradient of the weight was seen before this step. A rule needs it here: call the layers as "
@@ -160,7 +152,7 @@ class Engine:
 
     def load(self, optimizer: Any, state: dict[str, Any]) -> None:
         saved, ours = dict(state.pop(STATE, {"step": 0})), self.views()
-        self.step = int(saved.pop("step"))
+        step = int(saved.pop("step"))
         if {k: set(v) for k, v in saved.items()} != {k: set(v) for k, v in ours.items()}:
             found = ", ".join(saved) or "none"
             raise StateMismatch(f"this optimiser state belongs to other rules or sites: expected {', '.join(ours)}; found {found}")
@@ -168,6 +160,7 @@ class Engine:
             for name, v in views.items():
                 where = v.site.leaf().op.like.device
                 v.s = {key: t.detach().clone().to(where) for key, t in saved[word][name].items()}
+        self.step = step
         self.watch()
 
 
@@ -177,7 +170,7 @@ def install(adapted: Adapted, optimizer: torch.optim.Optimizer) -> None:
     ends: dict[str, list[tuple[Site, bool]]] = {name: [] for name in entries}
     for a in adapted.assignments:
         ends[a.shares or a.site.name].append((a.site, a.flip))
-        for owner in owners(a.method) if a.shares is None else ():
+        for owner in layers_of(a.method) if a.shares is None else ():
             for rule in owner.rules():
                 asked.setdefault(rule, []).append((a.site.name, owner))
         for rule in adapted.plan.rules if a.shares is None else ():
@@ -186,11 +179,11 @@ def install(adapted: Adapted, optimizer: torch.optim.Optimizer) -> None:
         return
     engine = Engine(adapted, [])
     for rule, wanted in asked.items():
-        layers = sorted({(layer_index(s) is None, layer_index(s) or 0) for s, _ in wanted})
-        number = {s: layers.index((layer_index(s) is None, layer_index(s) or 0)) for s, _ in wanted}
-        views = [View(engine, entries[s], ends[s], m, (number[s], len(layers))) for s, m in wanted]
+        number = {s: -1 if (k := layer_index(s)) is None else k for s, _ in wanted}  # what is in no layer comes first
+        layers = sorted(set(number.values()))
+        views = [View(engine, entries[s], ends[s], m, (layers.index(number[s]), len(layers))) for s, m in wanted]
         engine.rules.append((rule, views))
-        for view in engine.rules[-1][1]:
+        for view in views:
             view.s = rule.start(view)
     engine.watch()
     optimizer.register_step_pre_hook(engine.before)
