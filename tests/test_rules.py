@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from train_kit import jsonl, pairs, tiny_model, tiny_tokenizer
 
 import deltaw
+from deltaw.edits import remap
 from deltaw.errors import SpecError, StateMismatch
 from deltaw.methods.rules import Rule, View, rule
 from deltaw.plan import Plan
-from deltaw.rules import remap
 from deltaw.spec import RULES
 from deltaw.testing.tiny import Tiny, settle, values
 
