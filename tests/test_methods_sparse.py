@@ -16,13 +16,14 @@ from train_kit import jsonl, pairs, tiny_model, tiny_tokenizer
 
 import deltaw
 from deltaw.bench.count import saved_bytes
+from deltaw.edits import View
 from deltaw.errors import SpecError
 from deltaw.methods import LIFT, LTSFT, DoRA, LoSiA, PaCA, SHiRA, Supertuning
 from deltaw.methods.rules.localise import block
 from deltaw.methods.sparse import Sparse, rechoose, stripes, top
 from deltaw.ops import delta
 from deltaw.plan import Plan
-from deltaw.rules import Engine, View
+from deltaw.rules import Engine
 from deltaw.testing.tiny import Tiny, settle, values
 
 LR, B1, B2, EPS = 1e-2, 0.9, 0.99, 1e-8
@@ -267,6 +268,12 @@ def test_lift_over_several_choices_is_sparse_adam_on_W(tmp_path):
     deltaw.load(other, tmp_path / "a")
     assert torch.equal(other(batch(0)[0]), want)  # the past has another size than at the start
     adapted.merge(probe=batch(0)[0])
+    live = deltaw.Fused(model)  # a switch writes the entries, those of earlier choices too, and no others
+    live.switch("default")
+    torch.testing.assert_close(live.model(batch(0)[0]), want)
+    report = live.ready["default"].report()
+    assert report["sparse"] == report["patches"] == 4
+    assert report["entries"] == sum(len(e.get("I")) + len(e.get("I0")) for e in adapted.entries().values())
 
 
 def test_a_choice_moves_no_weight_and_the_past_comes_back():
@@ -473,6 +480,41 @@ def test_the_gradient_of_a_tied_weight_is_that_of_both_ends():
     (entry,) = adapted.entries().values()
     G = twin.model.embed_tokens.weight.grad.mT.abs().flatten()
     assert set(entry.get("I").tolist()) == set(G.topk(len(entry.get("I"))).indices.tolist())
+
+
+@pytest.mark.parametrize("method", [LIFT(k=2, f=3, every=2), LTSFT(keep=0.1, steps=2), SHiRA(r=2, mask="grad"),
+                                    LoSiA(p=0.25, T=2), PaCA(r=2, columns="gradient")])  # fmt: skip
+def test_rules_over_a_half_precision_base(method):
+    """Masters stay float32, a choice changes no output, training goes down."""
+    model = settle(Tiny(), torch.bfloat16)
+    adapted = deltaw.attach(model, Plan(method, targets="all-linear"))
+    optimizer, losses = adapted.optimizer(lr=2e-2), []
+    x, y = (t.bfloat16() for t in batch(0))
+    for _ in range(8):
+        losses.append((model(x) - y).float().square().mean())  # kept, with its graph, as loops do
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    assert all(t.dtype in (torch.float32, torch.int64) for t in adapted.state().values())
+
+
+def test_rules_under_a_compiler():
+    """Changes of values and of sizes are seen; gradients that a rule would look at cannot be, which is said."""
+    for method in (LIFT(k=2, f=3, every=2), LTSFT(keep=0.1, steps=2)):
+        torch._dynamo.reset()
+        (model, ours, optimizer), (other, theirs, second) = start(method), start(method)
+        fast = torch.compile(other, backend="eager")
+        for k in range(5):
+            step(model, optimizer, k)
+            step(fast, second, k)
+        same(theirs.state(), ours.state(), 1e-12)
+    torch._dynamo.reset()
+    model, _, optimizer = start(LoSiA(p=0.25, T=2))
+    fast = torch.compile(model, backend="eager")
+    with pytest.raises(SpecError, match="blocks.1.sq: no gradient of the weight was seen"):
+        for k in range(4):
+            step(fast, optimizer, k)
 
 
 # ---- resuming a run

@@ -65,6 +65,8 @@ class Plan:
             put(self, "update", from_config(self.update, UPDATES))
         rules = self.rules if isinstance(self.rules, (list, tuple)) else (self.rules,)
         put(self, "rules", tuple(from_config(r, RULES) if isinstance(r, (str, dict)) else r for r in rules))
+        if bad := [r for r in self.rules if getattr(r, "key", None) not in RULES]:
+            raise SpecError(f"Plan.rules are rules or their keys ({', '.join(RULES)}); found {bad[0]!r}")
         for name in ("targets", "exclude", "train_modules"):
             value = getattr(self, name)
             put(self, name, value if isinstance(value, str) else tuple(value))

@@ -334,6 +334,14 @@ def change(item: Any, values: dict[str, Any]) -> Any:
     return build(type(item), config)
 
 
+def layers_of(method: Method) -> Iterator[Method]:
+    """A method and those it wraps, from the outside in."""
+    yield method
+    for f in dataclasses.fields(method):  # type: ignore[arg-type]
+        if isinstance(inner := getattr(method, f.name), Method):
+            yield from layers_of(inner)
+
+
 def scale_of(item: Any) -> float:
     """The constant s of y = W x + s B A x, through wrappers; 1 where a method has none."""
     if hasattr(item, "scale"):

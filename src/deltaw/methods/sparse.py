@@ -56,8 +56,12 @@ def low_rank(w: Tensor, rank: int) -> Tensor:
 
 
 def with_past(W: Op, delta: Op, i: Tensor, v: Tensor) -> Op:
-    """W + delta + what earlier choices of entries left behind (see `rechoose`)."""
-    return W + delta + Sparse(i, v, W.shape) if len(i) else W + delta
+    """W + delta + what earlier choices of entries left behind (see `rechoose`), entries and entries as one operator."""
+    if not len(i):
+        return W + delta
+    if isinstance(delta, Sparse):
+        return W + Sparse(torch.cat([delta.i, i]), torch.cat([delta.v, v]), W.shape)
+    return W + delta + Sparse(i, v, W.shape)
 
 
 def rechoose(view: Any, old: Tensor, new: Tensor, shape: torch.Size, fresh: bool = False, **where: Tensor) -> None:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class View(Protocol):
-    """One site as a rule sees it (deltaw.rules makes these). Edits carry the optimiser's state along."""
+    """One site as a rule sees it (deltaw.edits is the real one). Edits carry the optimiser's state along."""
 
     name: str  # the site
     method: Method  # the method that asked for the rule, also inside a wrapper; for a plan's rule the site's

@@ -27,8 +27,9 @@ class Lottery(Rule):
 
     def before_all(self, views: list[Any]) -> None:
         total = sum(int(view.s["total"]) for view in views)
-        for view in views if self.l1 else ():
-            view.p.v.grad.add_(view.p.v.sign(), alpha=self.l1 / total)
+        for view in views:
+            if self.l1 and view.p.v.grad is not None:
+                view.p.v.grad.add_(view.p.v.sign(), alpha=self.l1 / total)
 
     def after_all(self, views: list[Any]) -> None:
         if views[0].step != self.steps:

@@ -20,7 +20,7 @@ class LTSFT(Method):
     I, v goes back to 0, and training starts again with an optimiser that has seen nothing. l1: its coefficient over the
     number of entries, times the sum of |v|, is added to the loss once a step. The first output is the base's.
     Source: Ansell et al. 2022, one iteration. Traps: adapters of this kind are composed by adding them; the first phase
-    needs 20 bytes an entry besides Adam's; the learning-rate schedule goes on, so plan for its rest in phase 2.
+    needs 16 bytes an entry besides Adam's; the learning-rate schedule goes on, so plan for its rest in phase 2.
 
     >>> from deltaw.methods import LTSFT
     >>> LTSFT().params(10, 6)["v"].shape

@@ -1,0 +1,109 @@
+"""One site as a rule sees it, and the edits a rule can make there, which keep the optimiser's state in step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .entry import Entry, attribute
+from .errors import SpecError
+from .sites import Site
+from .sites.watch import mean_of_processes, several
+from .spec import Method, Start, Tensors
+
+if TYPE_CHECKING:
+    from .rules import Engine
+
+
+def remap(state: dict[str, Any], shape: torch.Size, source: Tensor) -> None:
+    """Every state tensor of the parameter's old shape takes the form of `source`: entry i is the old entry source[i]
+    (flat), or zero where that is -1. Counters are left alone, whatever the optimiser."""
+    come, safe = source.flatten() >= 0, source.flatten().clamp(min=0)
+    for key, t in state.items():
+        if not isinstance(t, Tensor) or t.dim() == 0:
+            continue
+        if t.shape != shape:
+            raise SpecError(
+                f"this optimiser's '{key}' has shape {tuple(t.shape)} for a tensor of shape {tuple(shape)}: a rule changes "
+                "which entries are trained, which needs an optimiser that remembers every entry by itself (AdamW, SGD)"
+            )
+        old = t.flatten() if t.numel() else t.new_zeros(1)
+        state[key] = torch.where(come, old[safe], 0).to(t.dtype).view(source.shape)
+
+
+class View:
+    """See deltaw.methods.rules.View."""
+
+    def __init__(self, engine: Engine, entry: Entry, ends: list[tuple[Site, bool]], method: Method, order: tuple[int, int]):
+        self.engine, self.entry, self.ends, self.method, self.order = engine, entry, ends, method, order
+        self.site, self.name = ends[0][0], ends[0][0].name
+        self.s: dict[str, Tensor] = {}
+
+    @property
+    def step(self) -> int:
+        return self.engine.step
+
+    @property
+    def p(self) -> Tensors:
+        return self.entry.tensors(dict.fromkeys(self.entry.signals.values(), torch.empty(0)))
+
+    def trained(self) -> dict[str, Tensor]:
+        return {k: t for k, t in self.entry.named() if t.requires_grad}
+
+    def base(self) -> Tensor:
+        return self.draw("").dense()
+
+    @torch.no_grad()
+    def weight(self) -> Tensor:
+        w: Tensor = self.entry.layer(self.site.leaf(), {}).op.dense()  # type: ignore[attr-defined]
+        return w.to(torch.promote_types(w.dtype, torch.float32))
+
+    def gradient(self) -> Tensor:
+        found = [w.sum for w in self.engine.watched.get(self.name, ()) if w.sum is not None]
+        if not found and any(w.sum is not None for others in self.engine.watched.values() for w in others):
+            found = [torch.zeros_like(self.base())]  # a layer that no token reached
+        if not found:
+            raise SpecError(
+                f"{self.name}: no gradient of the weight was seen before this step. A rule needs it here: call the layers as "
+                "modules, in a model that was not compiled before, and make the optimiser before the first forward"
+            )
+        return mean_of_processes(torch.stack(found).sum(0))
+
+    def draw(self, word: str) -> Start:
+        seed = self.engine.adapted.plan.seed
+        return Start(self.name, self.site.kind, self.site.leaf().op, seed, self.method).at(f"{word}/{self.step}", None)
+
+    @torch.no_grad()
+    def set(self, name: str, value: Tensor, source: Tensor | None = None, restart: bool = False) -> None:
+        t, old = self.entry.get(name), self.entry.get(name).shape
+        if value.shape == old:
+            t.copy_(value)
+        elif t.requires_grad:
+            t, restart = self._resized(name, t, value), restart or source is None
+        else:
+            t.data, self.entry.kept = value.to(t).clone(), None
+        if source is not None or restart:
+            t.grad = None
+        state = self.engine.optimizer.state
+        if restart:
+            state.pop(t, None)
+        elif source is not None and t in state:
+            remap(state[t], old, source)
+
+    def _resized(self, name: str, t: Tensor, value: Tensor) -> nn.Parameter:
+        """Another parameter in its place, here and in the optimiser: graphs that are still alive know the old one's size."""
+        if several():
+            raise SpecError(f"{self.name}.{name}: DDP cannot train a tensor whose size changes; use one process")
+        new, optimizer = nn.Parameter(value.to(t).clone()), self.engine.optimizer
+        self.entry.register_parameter(attribute(name), new)
+        for group in optimizer.param_groups:
+            group["params"] = [new if p is t else p for p in group["params"]]
+        if t in optimizer.state:
+            optimizer.state[new] = optimizer.state.pop(t)
+        return new
+
+    def damp(self, name: str, factor: float) -> None:
+        t = self.entry.get(name)
+        self.engine.damped.append((t, t.detach().clone(), factor))
