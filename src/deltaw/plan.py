@@ -134,6 +134,8 @@ class Plan:
                 )
         if self.tie:
             _tie(out)
+        for a in out:
+            a.site.peers = tuple(b.site for b in out if b.method == a.method and b.shares is None)
         return out + whole
 
     def _method_for(self, name: str, used: set[str]) -> Method | None:

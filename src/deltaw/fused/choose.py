@@ -130,7 +130,7 @@ def choose(op: Op, x: Tensor, T: int) -> Way:
         p, delta = delta[0].p, [delta[0].op]
     direct = base.direct(x)
     parts, own = thin(delta, T)
-    if direct is not None and not p and T > 1 and not any(isinstance(t, Dropped) for t in delta):
+    if direct is not None and not p and T > 1 and not any(map(drawn, delta)):
         if work(delta if parts is None else parts, T) > dense_work(delta, T, x.dtype):
             return Way(base, d, dense=delta, lasting=own)
     return Way(lasting=own) if parts is None else Way(base, d, parts, p=p, lasting=own)
@@ -167,10 +167,15 @@ def thin(delta: list[Op], T: int) -> tuple[list[Op] | None, bool]:
         if len(parts) > 1 and all(part.constant or type(part) in grad.table for part in parts):
             return parts, all(a is b for a, b in zip(parts, delta[0].parts))
     op = add(*delta)
-    if T * rank_bound(op) * sum(op.shape) > cost(op, T):  # asked without computing anything
+    if any(map(drawn, delta)) or T * rank_bound(op) * sum(op.shape) > cost(op, T):  # asked without computing anything
         return None, True
     pair = factors(op)
     return (None if pair is None else [Dense(pair[0]), Dense(pair[1])]), False
+
+
+def drawn(op: Op) -> bool:
+    """Is there dropout in it? Its matrix and its factors are the mean, which may not stand for it in training."""
+    return isinstance(op, Dropped) or any(map(drawn, getattr(op, "parts", ())))
 
 
 def folded(parts: list[Op]) -> list[Op]:
