@@ -32,9 +32,9 @@ def peft(method: UniLoRA) -> tuple[Any, Callable[..., dict[str, Callable[[], Ten
     def put(layer: Any, p: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
         theta, r, n = layer.unilora_theta_d["default"], method.r, layer.in_features
         theta.data.copy_(p["theta"])
-        for name, I in (("A", p["I"][: r * n].view(r, n)), ("B", p["I"][r * n :].view(-1, r))):
-            getattr(layer, f"unilora_indices_{name}")["default"] = I
-            getattr(layer, f"unilora_scales_{name}")["default"] = p["c"][I]
+        for name, i in (("A", p["I"][: r * n].view(r, n)), ("B", p["I"][r * n :].view(-1, r))):
+            getattr(layer, f"unilora_indices_{name}")["default"] = i
+            getattr(layer, f"unilora_scales_{name}")["default"] = p["c"][i]
         return {"theta": lambda: theta.grad}
 
     return UniLoraConfig(r=method.r, theta_d_length=method.d, target_modules=["lin"]), put
