@@ -18,15 +18,17 @@ def kind_of(name: str) -> str:
 
 def shared_basis(weights: list[Op], ridge: float) -> Tensor:
     """V (n, n) = Rᵀ E from the QR of the stacked weights, E the eigenvectors of the mean of (Q_lᵀ Q_l + ridge I)⁻¹ over
-    its slices; the right singular vectors where the stack has fewer rows than columns."""
-    parts = [W.dense().detach().double() for W in weights]
+    its slices; the right singular vectors where the stack has fewer rows than columns. In float32, as HF PEFT computes it:
+    any basis serves, but PEFT pairs the one in a file with what it computes from its own."""
+    parts = [W.dense().detach().float() for W in weights]
     stack = torch.cat(parts)
     if stack.shape[0] < stack.shape[1]:
         return torch.linalg.svd(stack).Vh.mT
     Q, R = torch.linalg.qr(stack)
-    eye = ridge * torch.eye(stack.shape[1], dtype=stack.dtype, device=stack.device)
-    means = [torch.linalg.inv(q.mT @ q + eye) for q in Q.split([len(w) for w in parts])]
-    return R.mT @ torch.linalg.eigh(torch.stack(means).mean(0)).eigenvectors
+    eye, total = ridge * torch.eye(stack.shape[1]).to(stack), torch.zeros_like(R)
+    for q in Q.split([len(w) for w in parts]):
+        total += torch.linalg.inv(q.mT @ q + eye)
+    return R.mT @ torch.linalg.eigh(total / len(parts)).eigenvectors
 
 
 def in_basis(W: Op, V: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """PEFT's files, read and written without PEFT: one small dialect per method (0.21.2)."""
 
 from ...files.foreign import FOREIGN
+from . import frod, osf, psoft, pvera, randlora, tinylora, uni_lora, vb_lora  # noqa: F401
 from . import gralora, hira, hra, ia3, loha, lokr, lora, road, shira, vera, xlora  # noqa: F401  (each registers its dialect)
 from .format import PeftFormat
 
