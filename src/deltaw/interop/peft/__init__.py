@@ -1,8 +1,27 @@
 """PEFT's files, read and written without PEFT: one small dialect per method (0.21.2)."""
 
 from ...files.foreign import FOREIGN
-from . import frod, osf, psoft, pvera, randlora, tinylora, uni_lora, vb_lora  # noqa: F401
-from . import gralora, hira, hra, ia3, loha, lokr, lora, road, shira, vera, xlora  # noqa: F401  (each registers its dialect)
+from . import (  # noqa: F401  (each registers its dialect)
+    frod,
+    gralora,
+    hira,
+    hra,
+    ia3,
+    loha,
+    lokr,
+    lora,
+    osf,
+    psoft,
+    pvera,
+    randlora,
+    road,
+    shira,
+    tinylora,
+    uni_lora,
+    vb_lora,
+    vera,
+    xlora,
+)  # fmt: skip
 from .format import PeftFormat
 
 FOREIGN["peft"] = PeftFormat()
