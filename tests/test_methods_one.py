@@ -326,7 +326,7 @@ def test_shira_positions_stay_integers_and_too_many_are_refused():
     with pytest.raises(SpecError, match="mask"):
         from deltaw.spec import from_config
 
-        from_config({"key": "shira", "mask": "grad"})
+        from_config({"key": "shira", "mask": "largest"})
 
 
 # ---- DoRA

@@ -17,6 +17,7 @@ from .merge import Merged, merge
 from .mixed import Rows
 from .ops import Eye
 from .plan import Assignment, Plan, as_plan
+from .rules import install
 from .session import ATTRIBUTE, CHILD, POOL, SELF, Bag, Place, Restore, Session, session
 from .signals import PRODUCERS
 from .sites.experts import ExpertSite
@@ -64,11 +65,13 @@ class Adapted:
         return {k: v for k, v in self.state().items() if isinstance(v, nn.Parameter) and v.requires_grad}
 
     def optimizer(self, lr: float, **kw: Any) -> torch.optim.Optimizer:
-        """The plan's update rule over the trained tensors, keyed by name."""
+        """The plan's update rule over the trained tensors, keyed by name, with the rules of method and plan installed."""
         tables = {a.site.name for a in self.assignments if a.site.kind == "embedding"}
         trained = self.trainable()
         lookups = frozenset(k for k in trained if k.rpartition(".")[0] in tables)
-        return self.plan.update.optimizer(trained, lr, lookups=lookups, **kw)  # type: ignore[no-any-return]
+        optimizer: torch.optim.Optimizer = self.plan.update.optimizer(trained, lr, lookups=lookups, **kw)
+        install(self, optimizer)
+        return optimizer
 
     # ---- what it is and what becomes of it
 

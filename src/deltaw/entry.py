@@ -41,6 +41,7 @@ class Entry(nn.Module):
         super().__init__()
         self.method, self.flip = method, flip
         self.own: list[str] = []
+        self.free: set[str] = set()  # those whose first axis may have another length in a file
         self.shared: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.signals: dict[str, str] = {}
         self.pool: tuple[Entry, ...] = ()  # the model-wide tensors; in a tuple, so as to be no submodule
@@ -128,6 +129,7 @@ def make(param: Param, shape: tuple[int, ...], start: Start, name: str, empty: b
 def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool) -> None:
     """Make this site's own tensors: first the plain starts, then the init axis, then those that look at the others."""
     late: list[tuple[str, Param]] = []
+    entry.free = {name for name, p in declared.items() if isinstance(p, Param) and p.free}
     for name, param in declared.items():
         if isinstance(param, Signal):
             entry.signals[name] = param.name

@@ -14,7 +14,7 @@ from .methods.update import UPDATES
 from .sites import Site, find, leaf_site
 from .sites.find import ALL_LINEAR, Candidates, _pick, matches
 from .sites.module import ModuleSite
-from .spec import METHODS, Method, Param, change, from_config, to_config
+from .spec import METHODS, RULES, Method, Param, change, from_config, to_config
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Plan:
     method: a Method, or its key for all defaults. targets: a list of module-name suffixes, one regular expression for
     whole names, or "all-linear". exclude: the same language. overrides: {pattern: {field: value} | Method | None}, the
     first pattern that fits a name wins; None leaves the site out (PEFT's rank_pattern is {pattern: {"r": ...}}).
-    layers: layer numbers to keep. init, update: keys or objects. train_modules: modules trained in full (heads).
+    layers: layer numbers to keep. init, update: keys or objects. rules: what happens between optimiser steps, besides what
+    the method itself asks for. train_modules: modules trained in full (heads).
     token_rows: {embedding name: token ids} trained as single rows. tie: one delta for both ends of a tied weight.
     Every name and pattern must match something; `resolve` raises TargetError otherwise.
     """
@@ -46,6 +47,7 @@ class Plan:
     layers: Any = None
     init: Any = None
     update: Any = "adamw"
+    rules: Any = ()
     train_modules: tuple[str, ...] | list[str] = ()
     token_rows: dict[str, Any] = field(default_factory=dict)
     tie: bool = True
@@ -61,6 +63,8 @@ class Plan:
             put(self, "init", from_config(self.init, INITS))
         if isinstance(self.update, (str, dict)):
             put(self, "update", from_config(self.update, UPDATES))
+        rules = self.rules if isinstance(self.rules, (list, tuple)) else (self.rules,)
+        put(self, "rules", tuple(from_config(r, RULES) if isinstance(r, (str, dict)) else r for r in rules))
         for name in ("targets", "exclude", "train_modules"):
             value = getattr(self, name)
             put(self, name, value if isinstance(value, str) else tuple(value))
@@ -85,6 +89,7 @@ class Plan:
             "layers": None if self.layers is None else list(self.layers),
             "init": None if self.init is None else to_config(self.init),
             "update": to_config(self.update),
+            "rules": [to_config(r) for r in self.rules],
             "train_modules": list(self.train_modules),
             "token_rows": {k: list(v) for k, v in self.token_rows.items()},
             "tie": self.tie,

@@ -154,6 +154,7 @@ class Param:
     scope: str = "site"
     seed: int | None = None
     dtype: torch.dtype | None = None  # None: float32, or the base's dtype where that is wider
+    free: bool = False  # rules may change the length of its first axis; a file that is loaded decides
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,10 @@ class Method:
         """The new layer; by default the new weight under the old bias."""
         return Affine(self.weight(L.op, p), L.bias)
 
+    def rules(self) -> tuple[Any, ...]:
+        """What has to happen between optimiser steps for this to be the method (see deltaw.methods.rules)."""
+        return ()
+
 
 class Registry(Generic[T]):
     """Names to things, with an error that offers the nearest names. `home`: the package whose import fills it."""
@@ -224,6 +229,7 @@ class Registry(Generic[T]):
 
 
 METHODS: Registry[type[Method]] = Registry("method", home="deltaw.methods")
+RULES: Registry[Any] = Registry("rule", home="deltaw.methods")
 
 
 @dataclass_transform(frozen_default=True)

@@ -201,6 +201,11 @@ def _fill(saved: Saved, adapted: Adapted) -> None:
             f"{saved.path}: {len(extra)} tensors belong to nothing in this adapter, first '{extra[0]}'"
             f"{nearest(extra[0], wanted)}. The file belongs to another plan or model"
         )
+    for site, entry in adapted.entries().items():
+        for name in entry.free:
+            target, tensor = entry.get(name), found[f"{site}.{name}"]
+            if tensor.shape[1:] == target.shape[1:]:
+                target.data = target.new_empty(tensor.shape)
     for name, tensor in found.items():
         target = wanted[name]
         if tensor.shape != target.shape:

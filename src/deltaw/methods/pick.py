@@ -22,6 +22,10 @@ class Pick(Op):
     def rmv(self, y: Tensor) -> Tensor:
         return y.new_zeros(*y.shape[:-1], self.shape[1]).index_copy(-1, self.i, y)
 
+    @property
+    def T(self) -> Op:
+        return Place(self)
+
     def back(self, x: Tensor, g: Tensor) -> None:
         """x += opᵀ g in place, where only the picked columns change: what a fused backward asks for."""
         x.index_add_(-1, self.i, g)
@@ -31,3 +35,26 @@ class Pick(Op):
 
     def cols(self, ids: Tensor) -> Tensor:
         return (ids.unsqueeze(-1) == self.i).to(self.kept.dtype)
+
+
+class Place(Op):
+    """The transpose of a Pick: its entries of a vector, put where they were picked from."""
+
+    constant = True
+    like = property(lambda self: self.pick.kept)
+
+    def __init__(self, pick: Pick):
+        self.pick, self.shape = pick, pick.shape[::-1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.pick.rmv(x)
+
+    def rmv(self, y: Tensor) -> Tensor:
+        return self.pick(y)
+
+    def dense(self) -> Tensor:
+        return self.pick.dense().mT
+
+    @property
+    def T(self) -> Op:
+        return self.pick

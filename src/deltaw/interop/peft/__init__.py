@@ -16,12 +16,14 @@ from . import (  # noqa: F401  (each registers its dialect)
     randlora,
     road,
     shira,
+    supertuning,
     tinylora,
+    trainable_tokens,
     uni_lora,
     vb_lora,
     vera,
     xlora,
-)  # fmt: skip
+)
 from .format import PeftFormat
 
 FOREIGN["peft"] = PeftFormat()

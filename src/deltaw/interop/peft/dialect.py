@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...files.foreign import Inexpressible
 from ...plan import Assignment
+from ...sites import Site, leaf_site
 from ...spec import METHODS, Method, build
 
 P = dict[str, Tensor]
@@ -20,6 +21,7 @@ class Dialect:
 
     names: our tensor -> the part of PEFT's key behind "base_model.model.SITE."; shared: the same for model-wide ones.
     apart: tensors that PEFT keeps elsewhere than in adapter_model.safetensors. targets: sites are named in the file.
+    tied: PEFT gives the other end of a tied weight the same tensors, unasked, and stores them at both.
     neutral: PEFT fields that must have one of the listed values, because others change the mathematics.
     """
 
@@ -30,6 +32,7 @@ class Dialect:
     shared: ClassVar[dict[str, str]] = {}
     apart: ClassVar[frozenset[str]] = frozenset()
     targets: ClassVar[bool] = True
+    tied: ClassVar[bool] = False
     dropout: ClassVar[str | None] = None
     patterns: ClassVar[dict[str, str]] = {}
     handled: ClassVar[frozenset[str]] = frozenset()
@@ -101,6 +104,13 @@ def dialect_of(method: Method) -> Dialect:
                 raise Inexpressible(f"PEFT's {d.type} has no input dropout")
             return d
     raise Inexpressible(f"PEFT 0.21.2 has no method '{inner.key}'")
+
+
+def other_ends(site: Site, model: nn.Module) -> list[str]:
+    """The names of other places that use the same weight."""
+    own = site.parameter()
+    found = [leaf_site(n, m) for n, m in model.named_modules() if m is not site.module]
+    return [s.name for s in found if s is not None and own is not None and s.parameter() is own]
 
 
 def kernel_of(a: Assignment) -> tuple[int, ...]:

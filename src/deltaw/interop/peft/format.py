@@ -16,7 +16,7 @@ from ...plan import Assignment, Plan
 from . import names as rules
 from . import places
 from .config import PREFIX, TOKENS, Named, plan_of
-from .dialect import DIALECTS, Dialect, bare, dialect_of, new
+from .dialect import DIALECTS, Dialect, bare, dialect_of, new, other_ends
 
 if TYPE_CHECKING:
     from ...attach import Adapted
@@ -66,13 +66,16 @@ class PeftFormat:
                     raise Inexpressible(
                         f"{a.site.name}: PEFT has one method per adapter; found {a.method.key} beside {d.type}"
                     )
-                if a.flip and d.type != "LORA":
+                if a.flip and not d.tied and d.type != "LORA":
                     raise Inexpressible(f"{a.site.name}: PEFT cannot tie {a.method.key} at both ends of a weight")
-                if why := d.refusal(a):
+                twin = d.tied and a.shares is not None
+                if d.tied and not twin and (odd := set(other_ends(a.site, adapted.model)) - {o.site.name for o in adapted.assignments}):
+                    raise Inexpressible(f"{a.site.name}: PEFT would adapt {', '.join(odd)}, which shares its weight, as well")
+                if not twin and (why := d.refusal(a)):
                     raise Inexpressible(f"{a.site.name}: {why}")
                 inner, rate = bare(a.method)
                 fields = d.fields(inner, p) | ({d.dropout: rate} if d.dropout else {})
-                main.append((a, fields))
+                main += [] if twin else [(a, fields)]
                 bared = Assignment(a.site, inner, a.shares, a.flip)
                 found = d.pack(bared, {k: v for k, v in p.items() if k not in d.apart})
             out |= {f"{PREFIX}{a.site.name}.{k}": v for k, v in found.items()}

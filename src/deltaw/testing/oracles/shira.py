@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...methods.structure.shira import SHiRA
 
-METHODS = (SHiRA(r=2), SHiRA(r=2, mask="wm"))
+METHODS = (SHiRA(r=2), SHiRA(r=2, mask="wm"), SHiRA(r=3, mask="struct", first=5))
 METHOD = METHODS[0]
 
 

@@ -1,0 +1,53 @@
+"""The gradient of a weight that is not itself trained, summed while it is being watched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpecError
+from .base import Site
+
+
+class Watch:
+    """Sums dy xᵀ of a module from now on: the gradient of its weight, which is not itself trained."""
+
+    def __init__(self, site: Site, flip: bool):
+        self.kind, self.shape, self.flip = site.kind, site.shape[::-1] if flip else site.shape, flip
+        if self.kind not in ("linear", "opaque", "conv1d_hf", "embedding"):
+            raise SpecError(f"{site.name}: a rule asks for the gradient of the weight of a {self.kind}; linear layers have one")
+        self.sum: Tensor | None = None
+        self.hook = site.module.register_forward_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, y: Any) -> None:
+        if "forward" not in vars(module):  # no adapter is on it any more
+            self.hook.remove()
+        elif isinstance(y, Tensor) and y.requires_grad:
+            x = (args[0] if args else next(iter(kwargs.values()))).detach()
+            y.register_hook(lambda g: self.add(x, g))  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def add(self, x: Tensor, g: Tensor) -> None:
+        g = g.reshape(-1, g.shape[-1])
+        if self.kind == "embedding":
+            n = self.shape[0] if self.flip else self.shape[1]
+            new = g.new_zeros(n, g.shape[1], dtype=torch.float32).index_add_(0, x.flatten(), g.float()).mT
+        else:
+            new = g.mT @ x.reshape(-1, x.shape[-1]).to(g.dtype)
+        new = (new.mT if self.flip else new).to(torch.promote_types(new.dtype, torch.float32))
+        self.sum = new if self.sum is None else self.sum.add_(new)
+
+
+def several() -> bool:
+    """Is this one process of several?"""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def mean_of_processes(t: Tensor) -> Tensor:
+    """As DDP does it for the gradients of what is trained."""
+    if several():
+        torch.distributed.all_reduce(t)
+        t /= torch.distributed.get_world_size()
+    return t
