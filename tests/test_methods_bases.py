@@ -10,6 +10,7 @@ import deltaw
 from deltaw import Plan
 from deltaw.errors import ShapeError, SpecError
 from deltaw.methods import NOLA, OSF, PSOFT, AdaMSS, FRoD, PVeRA, RandLoRA, TeRA, TiedLoRA, TinyLoRA, UniLoRA, VBLoRA
+from deltaw.methods.rules.asa import ASA
 from deltaw.testing.laws.base import push
 from deltaw.testing.oracles.nola import basis
 
@@ -260,3 +261,49 @@ def test_pvera_does_not_pretend_on_experts():
     for model, targets in found:
         with pytest.raises(SpecError, match="experts"):
             deltaw.attach(model, Plan(PVeRA(r=2), targets=targets))
+
+
+def test_asa_trains_fewer_and_fewer_groups():
+    """Against the definition, in plain loops; what is left out stands still although Adam has momentum and decay."""
+    rule = ASA(target=4, begin=2, end=10, every=3, power=1.0)
+    model, adapted = attached(AdaMSS(R=6, K=3), size=0.2, rules=(rule,))
+    optimizer = adapted.optimizer(lr=1e-2, weight_decay=0.1)
+    x, trained, state = torch.randn(20, 16, dtype=torch.float64), adapted.trainable(), adapted.state()
+    sites = [f"layers.{k}.{w}" for k in range(3) for w in "qv"]
+    means, far = ({n: torch.zeros_like(t) for n, t in trained.items()} for _ in range(2))
+    live, history = {(s, k) for s in sites for k in range(3)}, []
+    for step in range(1, 13):
+        before = {n: t.detach().clone() for n, t in trained.items()}
+        optimizer.zero_grad()
+        h = x
+        for layer in model.layers:
+            h = torch.tanh(layer.q(h)) + layer.v(h)
+        (h - x.flip(0)).square().mean().backward()
+        optimizer.step()
+        for s in sites:
+            g = state[f"{s}.g"]
+            for k in range(3):
+                rows = torch.cat([trained[f"{s}.A"][k].flatten(), trained[f"{s}.B"][g == k].flatten()])
+                old = torch.cat([before[f"{s}.A"][k].flatten(), before[f"{s}.B"][g == k].flatten()])
+                assert torch.equal(rows, old) == ((s, k) not in live), (step, s, k)
+        if not 2 <= step <= 10:
+            continue
+        for n, t in trained.items():
+            now = (t * t.grad).abs().detach()
+            far[n] = 0.85 * far[n] + 0.15 * (now - means[n]).abs()
+            means[n] = 0.85 * means[n] + 0.15 * now
+        if step % 3 == 0:
+            score = {}
+            for s, k in live:
+                rows = state[f"{s}.g"] == k
+                score[s, k] = (means[f"{s}.A"] * far[f"{s}.A"])[k].mean() + (means[f"{s}.B"] * far[f"{s}.B"])[rows].mean()
+            live = set(sorted(score, key=lambda key: -score[key])[: int(4 + 14 * (1 - (step - 2) / 8))])
+            history.append(len(live))
+            means, far = ({n: torch.zeros_like(t) for n, t in trained.items()} for _ in range(2))
+    assert history == [16, 11, 5]
+
+
+def test_asa_needs_groups():
+    _, adapted = attached(TiedLoRA(r=2), rules=(ASA(),))
+    with pytest.raises(SpecError, match="groups"):
+        adapted.optimizer(lr=1e-2)
