@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -15,7 +16,7 @@ from torch import nn
 import deltaw
 from deltaw import Plan
 from deltaw.errors import StateMismatch
-from deltaw.methods import OSF, PSOFT, Drop, FRoD, PVeRA, RandLoRA, TinyLoRA, UniLoRA, VBLoRA
+from deltaw.methods import OSF, PSOFT, AdaMSS, Drop, FRoD, PVeRA, RandLoRA, TinyLoRA, UniLoRA, VBLoRA
 
 peft = pytest.importorskip("peft")
 conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
@@ -186,4 +187,51 @@ def test_randlora_with_two_bases_in_one_file(tmp_path):
     key = next(k for k in tensors if k.endswith("q_proj.randlora_B"))
     save_file({**tensors, key: tensors[key] + 1}, path)
     with pytest.raises(StateMismatch, match="another basis"):
+        deltaw.load(model(), tmp_path)
+
+
+# ---- AdaMSS, whose groups PEFT finds with scikit-learn
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_adamss_of_peft(rank, tmp_path):
+    pytest.importorskip("sklearn")
+    config = peft.AdamssConfig(target_modules=SOME, r=7, num_subspaces=4, subspace_rank=rank)
+    torch.manual_seed(2)
+    theirs = peft.get_peft_model(model(), config).eval()
+    shake(p for p in theirs.parameters() if p.requires_grad)
+    want = out(theirs)
+    assert (want - out(model())).abs().max() > 1e-3
+    theirs.save_pretrained(tmp_path / "a")
+    net = model()
+    adapted = deltaw.load(net, tmp_path / "a")
+    close(out(net), want)
+    shake(adapted.trainable().values())
+    want = out(net)
+    adapted.save(tmp_path / "b")
+    close(out(peft.PeftModel.from_pretrained(model(), tmp_path / "b").eval()), want)
+    again = model()
+    deltaw.load(again, tmp_path / "b")
+    assert torch.equal(out(again), want)
+
+
+def test_adamss_with_groups_of_its_own_is_native_only(tmp_path):
+    net = model()
+    adapted = deltaw.attach(net, Plan(AdaMSS(R=7, K=4), targets=SOME))
+    shake(adapted.trainable().values())
+    adapted.save(tmp_path)
+    card = json.load(open(tmp_path / "deltaw.json"))
+    assert not card["peft"]["written"] and "scikit-learn" in card["peft"]["reason"]
+    again = model()
+    deltaw.load(again, tmp_path)
+    assert torch.equal(out(again), out(net))
+
+
+def test_adamss_files_without_scikit_learn_are_refused(tmp_path, monkeypatch):
+    save_file({"base_model.model.layers.0.self_attn.q_proj.adamss_newB": torch.zeros(7, 17)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "ADAMSS", "target_modules": ["layers.0.self_attn.q_proj"], "r": 7, "num_subspaces": 2})
+    )
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(StateMismatch, match="scikit-learn"):
         deltaw.load(model(), tmp_path)

@@ -2,6 +2,7 @@
 
 from ...files.foreign import FOREIGN
 from . import (  # noqa: F401  (each registers its dialect)
+    adamss,
     frod,
     gralora,
     hira,
