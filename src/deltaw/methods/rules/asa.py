@@ -11,7 +11,7 @@ from ...errors import SpecError
 from . import Rule, rule
 
 
-@rule(paper="(AdaMSS, as in HF PEFT)")
+@rule(paper="OpenReview:8ZdWmpYxT0")
 class ASA(Rule):
     """Of all groups of rows at all sites (a method with A (K, ...), B (m, ...) and g (m,), the group of every row) only the
     best go on being trained: target + (all - target) (1 - (t - begin) / (end - begin))^power of them, at every `every`-th

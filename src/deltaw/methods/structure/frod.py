@@ -11,7 +11,7 @@ from ...spec import Declared, Method, Param, Start, Tensors, last, method
 from ..joint import in_basis, kind_of, off_diagonal, shared_basis
 
 
-@method(paper="doi:10.1609/aaai.v40i31.39813", start="rounding", claims=("a full-rank change with 1 % of the entries",))
+@method(paper="arXiv:2512.23485", start="rounding", claims=("matches full fine-tuning with 1.72 % of the parameters",))
 class FRoD(Method):
     """W' = U (diag(Lambda) + S) Vᵀ, W = U diag(Lambda0) Vᵀ. U (m, n), unit columns; V (n, n) shared by a category of sites.
 
@@ -20,7 +20,7 @@ class FRoD(Method):
     V: with the QR of the stacked W_l, Q in slices Q_l, T = mean_l (Q_lᵀ Q_l + ridge I)⁻¹ = E D Eᵀ: V = Rᵀ E (right singular
     vectors of a stack with fewer rows than n). Start: Lambda = Lambda0, s = 0: the base up to rounding.
     Count: n + nnz. W itself is not used after the start; 2 n² + m n operations a token. Not low rank.
-    Source: the paper as HF PEFT has it. Trap: V depends on which layers are adapted, so it is stored, as large as they are.
+    Source: Wan et al. 2026, as HF PEFT has it. Trap: V depends on which layers are adapted, so it is stored, as large as they are.
 
     >>> from deltaw.methods import FRoD
     >>> [(k, v.shape) for k, v in FRoD(rate=0.1).params(10, 6).items() if v.train]

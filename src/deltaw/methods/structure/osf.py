@@ -26,7 +26,7 @@ class Outside(torch.autograd.Function):
         return g - Q @ (Q.mT @ g), None
 
 
-@method(paper="arXiv:2504.07097", start="rounding", claims=("continual learning near full capacity, without forgetting",))
+@method(paper="arXiv:2504.07097", start="rounding", claims=("above O-LoRA on sequences of tasks",))
 class OSF(Method):
     """W' = Uh diag(Sh) Vh + U diag(S) V, of the SVD of W: the `top` largest triplets frozen, the other k trained.
 

@@ -10,14 +10,14 @@ from ...ops import Op, chain
 from ...spec import Declared, Method, Param, Start, Tensors, last, method, ones
 
 
-@method(paper="OpenReview:FSHrinMArK", claims=("OFT's stability with far less memory and time",))
+@method(paper="arXiv:2505.11235", claims=("keeps what W means, yet adapts, at low cost: over 35 tasks",))
 class PSOFT(Method):
     """y = W x + b + B (R - I) A x, R = diag(beta) C diag(alpha), C = (I + Q)(I - Q)⁻¹ orthogonal, Q = skew(q).
 
     Frozen: B (m, r) = U_r S_r, A (r, n) = V_rᵀ of W = U S Vᵀ. Trained: q (r(r-1)/2), Q's upper triangle by rows, beta (r,)
     and alpha (r,). C = I + 2 Q (I - Q)⁻¹, so R - I is computed without cancellation.
     Start: q = 0, beta = alpha = 1: R = I, the base's first output. Per site r(r-1)/2 + 2 r. Exact LoRA rank: r.
-    Source: the paper's relaxed form, as HF PEFT's defaults; with alpha = beta = 1 kept, angles are kept exactly.
+    Source: Wu et al. 2026, its relaxed form, as HF PEFT's defaults; while alpha = beta = 1, angles are kept exactly.
     Trap: PEFT's psoft_alpha / r divides B and multiplies the delta, so it has no effect and is no field here.
 
     >>> from deltaw.methods import PSOFT

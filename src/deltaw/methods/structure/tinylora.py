@@ -39,19 +39,15 @@ class TinyLoRA(Method):
         if self.r > min(m, n):
             raise ShapeError(f"r = {self.r} is more than the {min(m, n)} singular values of a {m} x {n} weight")
 
-        def right(start: Start, _: tuple[int, ...]) -> Tensor:
+        def root(start: Start, left: bool) -> Tensor:
             U, S, V = start.svd(self.r)
-            return S.sqrt()[:, None] * V
-
-        def left(start: Start, _: tuple[int, ...]) -> Tensor:
-            U, S, V = start.svd(self.r)
-            return U * S.sqrt()
+            return U * S.sqrt() if left else S.sqrt()[:, None] * V
 
         return {
             "v": Param((self.u,), scope=self.scope),
             "P": Param((self.u, self.r, self.r), normal(self.r**-0.5), train=False, seed=self.seed),
-            "A": Param((self.r, n), last(right), train=False),
-            "B": Param((m, self.r), last(left), train=False),
+            "A": Param((self.r, n), last(lambda start, _: root(start, False)), train=False),
+            "B": Param((m, self.r), last(lambda start, _: root(start, True)), train=False),
         }
 
     def declare(self, site: Site) -> Declared:
