@@ -47,14 +47,14 @@ class AdaMSS(Method):
         return self.params(*site.shape, site.leaf().bias)
 
     def weight(self, W: Op, p: Tensors) -> Op:
-        return W + self.change(p, W.shape[1])
+        return W + chain(self.small(p), p.V[:, : W.shape[1]])
 
-    def change(self, p: Tensors, n: int) -> Op:
+    def small(self, p: Tensors) -> Op:
         mine = one_hot(p.g, self.K).to(p.B.dtype)
-        return chain((mine[:, :, None] * p.B[:, None]).flatten(1), p.A.flatten(0, 1), p.V[:, :n])
+        return chain((mine[:, :, None] * p.B[:, None]).flatten(1), p.A.flatten(0, 1))
 
     def layer(self, L: Affine, p: Tensors) -> Affine:
         n, bias = L.op.shape[1], L.bias
         if bias is not None and p.V.shape[1] > n:
-            bias = bias + self.change(p, n + 1)(torch.eye(n + 1)[n].to(p.V))
+            bias = bias + self.small(p)(p.V[:, n])
         return Affine(self.weight(L.op, p), bias)
