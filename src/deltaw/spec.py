@@ -155,6 +155,7 @@ class Param:
     seed: int | None = None
     dtype: torch.dtype | None = None  # None: float32, or the base's dtype where that is wider
     free: bool = False  # rules may change the length of its first axis; a file that is loaded decides
+    ruled: bool = False  # not trained, and yet no constant: rules move it
 
 
 @dataclass(frozen=True)

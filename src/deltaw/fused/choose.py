@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ..ops import Affine, Base, Chain, Dense, Diag, Eye, Hadamard, Op, Sum, add, cost, factors, rank_bound
 from ..ops.core import FAST
+from .columns import columns, pays
 from .dropout import Dropped, draw
 from .joined import joined
 from .leaves import grad
+from .pair import pair
 from .thin import Shape, Thin, compute
 
 PASS = 16  # multiply-adds in the time of moving one entry of a matrix once
@@ -80,19 +82,27 @@ class Way:
     p: float = 0.0
     moves_input: bool = False
     lasting: bool = True
+    pair: bool = False
+    columns: Chain | None = None  # D and the columns it is added to
 
     def __post_init__(self) -> None:
         if self.parts is not None:
             bare, slots, c, self.tensors = taken_apart(self.parts)
             self.shape = Shape(bare, slots, c, self.p)
+            self.pair = bare == [Dense, Dense] and not (self.p or self.moves_input or self.d is not None)
 
     def run(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
         base = self.base
         if base is None:
             return None
+        if self.columns is not None:
+            W, (D, pick) = base.direct(x), self.columns.parts
+            return None if W is None else columns(x, W, bias, D.w, pick.columns)  # type: ignore[attr-defined]
         if self.dense is not None:
             W = base.direct(x)
             return None if W is None else joined(W, self.dense, self.d, bias, x)
+        if self.pair and (W := base.direct(x)) is not None:
+            return pair(x, W, bias, *self.tensors, self.shape.c)
         shape = replace(self.shape, seed=draw()) if self.p else self.shape
         if self.moves_input:
             return base.affine(thin_product(shape, x, None, None, None, None, self.tensors), bias)
@@ -129,11 +139,19 @@ def choose(op: Op, x: Tensor, T: int) -> Way:
     if len(delta) == 1 and isinstance(delta[0], Dropped):
         p, delta = delta[0].p, [delta[0].op]
     direct = base.direct(x)
+    if direct is not None and not p and d is None and picked(delta) and pays(*op.shape, delta[0].parts[0].shape[1], T):
+        return Way(base, columns=delta[0], lasting=True)
     parts, own = thin(delta, T)
     if direct is not None and not p and T > 1 and not any(map(drawn, delta)):
         if work(delta if parts is None else parts, T) > dense_work(delta, T, x.dtype):
             return Way(base, d, dense=delta, lasting=own)
     return Way(lasting=own) if parts is None else Way(base, d, parts, p=p, lasting=own)
+
+
+def picked(delta: list[Op]) -> bool:
+    """A matrix behind an operator that picks entries of x, and says so by an attribute `columns`?"""
+    parts = delta[0].parts if len(delta) == 1 and isinstance(delta[0], Chain) else []
+    return len(parts) == 2 and isinstance(parts[0], Dense) and getattr(parts[1], "columns", None) is not None
 
 
 def work(parts: list[Op], T: int) -> int:

@@ -53,7 +53,12 @@ def grad(op: Op, x: Tensor, g: Tensor) -> Tensor:
 
 @grad.on(Dense)
 def _(op: Dense, x: Tensor, g: Tensor) -> Tensor:
-    return g.mT @ x
+    return outer(g, x)
+
+
+def outer(g: Tensor, x: Tensor) -> Tensor:
+    """gᵀ x, (m, n), over the tokens; with the narrow one in front: the faster way round on a CPU (benchmarks/thin_products.py)."""
+    return (x.mT @ g).mT if g.shape[1] > x.shape[1] else g.mT @ x
 
 
 @grad.on(Diag)

@@ -82,6 +82,13 @@ def saved(ctx: Any) -> Any:
         ) from error
 
 
+def kept_too_little() -> SpecError:
+    return SpecError(
+        "a second derivative was asked for, of a fused path that kept too little for it: run the forward within "
+        "`with deltaw.fused.walking():`"
+    )
+
+
 def compute(
     shape: Shape, x: Tensor, W: Tensor | None, y0: Tensor | None, bias: Tensor | None, d: Tensor | None, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,10 +197,7 @@ def _again(ctx: Any, g: Tensor) -> Any:
     """Somebody differentiates the gradient: the plain formula, recorded."""
     x, _, _, W, bias, d, *tensors = saved(ctx)
     if x is None or (ctx.added and d is not None):
-        raise SpecError(
-            "a second derivative was asked for, of a fused path that kept too little for it: run the forward within "
-            "`with deltaw.fused.walking():`"
-        )
+        raise kept_too_little()
     wanted = ctx.needs_input_grad
     y0 = None
     with torch.enable_grad():

@@ -12,6 +12,7 @@ class Pick(Op):
 
     constant = True
     like = property(lambda self: self.kept)
+    columns = property(lambda self: self.i)  # so that a fused path may change columns i of W instead
 
     def __init__(self, i: Tensor, n: int, like: Tensor):
         self.i, self.kept, self.shape = i, like, (i.shape[0], n)

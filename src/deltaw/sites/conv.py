@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import NotLinear
-from ..ops import Affine, Chain, Map, Op, Sum
+from ..ops import Affine, Chain, Eye, Kron, Map, Op, Sum, chain
 from .base import Site
 from .dense import LinearBase
 
@@ -55,7 +55,8 @@ class ConvSite(Site):
         return y if bias is None else y + bias.to(y.dtype).reshape(-1, *[1] * (self.conv.weight.dim() - 2))
 
     def convolve(self, op: Op, x: Tensor) -> Tensor:
-        """op on the patches of x: the last factor of a product as a convolution, the others on its channels."""
+        """op on the patches of x: the last factor of a product as a convolution, the others on its channels; a last factor
+        A ⊗ I over the taps on the channels of x first."""
         if isinstance(op, Sum):
             y = self.convolve(op.terms[0], x)
             for term in op.terms[1:]:
@@ -65,6 +66,10 @@ class ConvSite(Site):
         if before is not None:
             return self.convolve(op.op, before(x))  # type: ignore[attr-defined]
         if isinstance(op, Chain) and self.conv.groups == 1:
+            mix = op.parts[-1]
+            if isinstance(mix, Kron) and isinstance(mix.b, Eye) and mix.b.plain and mix.b.n == self.window:
+                x = mix.a(x.movedim(self._channel, -1)).movedim(-1, self._channel)  # the same map at every tap
+                return self.convolve(chain(*op.parts[:-1]), x)
             y = self.convolve(op.parts[-1], x).movedim(self._channel, -1)
             for part in reversed(op.parts[:-1]):
                 y = part(y)
@@ -77,7 +82,7 @@ class ConvSite(Site):
 
     def _native(self, x: Tensor, w: Tensor) -> Tensor:
         c = self.conv
-        kernel = w.reshape(w.shape[0], *c.weight.shape[1:]).to(x.dtype)
+        kernel = w.reshape(w.shape[0], -1, *c.weight.shape[2:]).to(x.dtype)
         padding: Any = c.padding
         if c.padding_mode != "zeros":
             x, padding = F.pad(x, c._reversed_padding_repeated_twice, mode=c.padding_mode), 0

@@ -1,4 +1,4 @@
-"""PEFT's LORA: lora, rslora, dora over either, dropout; linear, Conv1D, convolutions and embeddings."""
+"""PEFT's LORA: lora, rslora, lora_fa, dora over each, dropout; linear, Conv1D, convolutions and embeddings."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ...plan import Assignment
 from ...spec import Method, Start, Tensors, scale_of
 from .dialect import DENSE, Dialect, P, dialect, kernel_of, new, plain
 
+PLAIN = ("lora", "rslora", "lora_fa")  # W + s B A; which factors are trained is not in PEFT's files
 SHIFTED = ("pissa", "olora")  # PEFT computes these again from the base when it loads, and moves the base
 UNMOVED = (True, False, "gaussian", "orthogonal", "eva", "true", "True")  # starts that leave the base alone
 
@@ -23,7 +24,7 @@ UNMOVED = (True, False, "gaussian", "orthogonal", "eva", "true", "True")  # star
 @dialect
 class Lora(Dialect):
     type = "LORA"
-    methods = ("lora", "rslora", "dora")
+    methods = (*PLAIN, "dora")
     kinds = DENSE | {"conv", "embedding"}
     dropout = "lora_dropout"
     patterns = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
@@ -41,10 +42,10 @@ class Lora(Dialect):
 
     def fields(self, method: Method, p: P) -> dict[str, Any]:
         inner: Any = method.inner if method.key == "dora" else method  # type: ignore[attr-defined]
-        if inner.key not in ("lora", "rslora"):
+        if inner.key not in PLAIN:
             raise Inexpressible(f"PEFT has no DoRA over '{inner.key}'")
         r = inner.r * (2 if "offset.B" in p else 1)
-        alpha = inner.alpha * (r / inner.r if inner.key == "lora" else math.sqrt(r / inner.r))
+        alpha = inner.alpha * (math.sqrt(r / inner.r) if inner.key == "rslora" else r / inner.r)
         return {"r": r, "lora_alpha": plain(alpha), "use_rslora": inner.key == "rslora", "use_dora": method.key == "dora",
                 "init_lora_weights": True}  # fmt: skip
 
@@ -57,7 +58,7 @@ class Lora(Dialect):
             c: Any = a.site.module
             if c.groups > 1 or any(d != 1 for d in c.dilation) or c.padding_mode != "zeros":
                 return "PEFT's LoRA of a convolution with groups, dilation or padding other than zeros is another map"
-        if a.flip and a.method.key not in ("lora", "rslora"):
+        if a.flip and a.method.key not in PLAIN:
             return f"PEFT cannot tie {a.method.key} at an embedding and its head"
         return super().refusal(a)
 

@@ -14,7 +14,7 @@ from ... import attach
 from ...attach import Adapted
 from ...ops import Affine, Map, Op
 from ...plan import Plan
-from ...spec import Method
+from ...spec import Method, Param
 from ..tiny import WIDE, WIDTH, Lookup, One, Tiny, settle, values
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
@@ -123,7 +123,8 @@ class Case:
         return Plan(self.method, **kw)
 
     def attach(self, model: nn.Module, name: str = "default", *, move: bool = True, **kw: Any) -> Adapted:
-        """Attach, and (move) push every trained tensor off its start by noise that depends on the adapter's name."""
+        """Attach, and (move) push what is trained, or moved by rules, off its start by noise that depends on the adapter's
+        name."""
         adapted = attach(model, self.plan(model, **kw), name)
         if move:
             push(adapted)
@@ -177,9 +178,21 @@ def opened(adapted: Adapted, x: Tensor) -> list[tuple[Any, Any, dict[str, Tensor
     return [(a, entries[a.site.name], signals) for a in adapted.assignments]
 
 
+def ruled(adapted: Adapted) -> dict[str, Tensor]:
+    """The tensors that rules move, by the names of `state()`."""
+    state, found = adapted.state(), {}
+    for a in adapted.assignments if adapted.plan.method.sites == "weight" else ():  # type: ignore[union-attr]
+        for word, p in a.method.declare(a.site).items():
+            if a.shares is None and isinstance(p, Param) and p.ruled:
+                found[f"{a.site.name}.{word}"] = state[f"{a.site.name}.{word}"]
+    return found
+
+
 def push(adapted: Adapted, size: float = 0.1) -> None:
+    """Noise on everything that is no constant: what is trained, and the numbers that rules move."""
+    moved = {k: t for k, t in ruled(adapted).items() if t.is_floating_point()}
     with torch.no_grad():
-        for name, p in adapted.trainable().items():
+        for name, p in {**adapted.trainable(), **moved}.items():
             p.add_(values(*p.shape, name=f"{adapted.name}/{name}", std=size).to(p.dtype))
 
 

@@ -1,0 +1,29 @@
+"""LoRA-FA's gradient: the step of B that brings B A closest to a step of the whole weight."""
+
+from __future__ import annotations
+
+import torch
+
+from ...errors import SpecError
+from ...spec import scale_of
+from . import Rule, View, rule
+
+
+@rule(paper="arXiv:2308.03303")
+class ProjectedGradient(Rule):
+    """dL/dB <- s⁻² dL/dB (A Aᵀ + delta I)⁻¹ before every step, for W' = W + s B A with a frozen A.
+
+    With plain SGD the weight then moves by -lr G Aᵀ (A Aᵀ)⁻¹ A, G = dL/dW': the gradient projected on A's rows, whatever
+    A's size and s. As in HF PEFT's `create_lorafa_optimizer`, which puts AdamW behind it; here the plan's update does.
+    """
+
+    delta: float = 1e-8
+
+    def before(self, view: View) -> None:
+        A, B = (getattr(view.p, k, None) for k in "AB")
+        if A is None or B is None or A.requires_grad or B.shape[1] != A.shape[0]:
+            raise SpecError(f"{view.name}: the projected gradient is for W + s B A with a frozen A; found {view.method}")
+        if B.grad is not None:
+            G = A @ A.mT
+            G.diagonal().add_(self.delta)
+            B.grad.copy_(torch.linalg.solve(G, B.grad.mT).mT / scale_of(view.method) ** 2)

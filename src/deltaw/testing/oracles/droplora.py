@@ -1,0 +1,14 @@
+"""DropLoRA in evaluation mode: LoRA. (Its training mode: tests/test_methods_factored.py. PEFT 0.21 does not have it.)"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...methods.structure.droplora import DropLoRA
+
+METHOD = DropLoRA(r=3, alpha=6.0, p=0.25)
+
+
+def closed(method: DropLoRA, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Tensor) -> Tensor:
+    return F.linear(x, W, b) + method.alpha / method.r * (x @ p["A"].T @ p["B"].T)
