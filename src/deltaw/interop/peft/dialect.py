@@ -60,6 +60,14 @@ class Dialect:
         """The tensors of a site back; `own` has ours, for their names and shapes."""
         return {k: t[self.names[k]].reshape(v.shape) for k, v in own.items()}
 
+    def pack_shared(self, adapted: Any, state: P) -> P:
+        """The tensors that sites share, by PEFT's whole keys."""
+        return {theirs: state[ours] for ours, theirs in self.shared.items() if ours in state}
+
+    def unpack_shared(self, adapted: Any, t: P, state: P) -> P:
+        """The inverse: ours by the keys of `state`, which has them for their names and shapes."""
+        return {ours: t[theirs] for ours, theirs in self.shared.items() if ours in state}
+
     def config(self, adapted: Any, fields: dict[str, Any], directory: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """(the method's part of the configuration, further files), where names of targets are not the way to say it."""
         return {}, {}

@@ -79,10 +79,7 @@ class PeftFormat:
                 bared = Assignment(a.site, inner, a.shares, a.flip)
                 found = d.pack(bared, {k: v for k, v in p.items() if k not in d.apart})
             out |= {f"{PREFIX}{a.site.name}.{k}": v for k, v in found.items()}
-        for ours, theirs in d.shared.items():
-            if ours in state:
-                out[theirs] = state[ours]
-        return main, out
+        return main, out | d.pack_shared(adapted, state)
 
     def _config(self, adapted: Adapted, d: Dialect, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
         model, kept = adapted.model, adapted.__dict__.get("kept", {}).get("peft", {})
@@ -176,7 +173,7 @@ class PeftFormat:
                 own = {k: v for k, v in own.items() if k not in d.apart}
                 found = d.unpack(Assignment(a.site, bare(a.method)[0], None, a.flip), here, own)
             out |= {f"{a.site.name}.{k}": v for k, v in found.items()}
-        return out | {ours: tensors[theirs] for ours, theirs in d.shared.items() if ours in state}
+        return out | d.unpack_shared(adapted, tensors, state)
 
     def plan(self, saved: Saved, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
         return plan_of(saved, model)

@@ -5,6 +5,7 @@
   closed(method, W, b, p, x) -> y      the paper's formula in plain torch, sharing no code with the method
   peft(method) -> (config, put)        the same in HF PEFT: put(layer, p) copies our tensors in and returns, per tensor
                                        of ours, a function that gives its gradient in our layout
+  PEFT_BASE = torch.float32            where PEFT refuses a float64 base: it is wrapped in this dtype, then widened
   IN_PEFT = True / False               where having peft() does not tell: PEFT has the method, but one linear layer
                                        cannot show it; or only a part of PEFT serves as the judge
 A package of its own registers its methods' oracles with `declare(key, module)`.
@@ -133,7 +134,10 @@ def compare_peft(method: Method) -> str:
     for m, n, bias in SHAPES:
         model = settle(Net(m, n, bias), torch.float64)
         config, put = oracle(method.key).peft(method)
-        theirs = peft.get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False).double().eval()
+        base = copy.deepcopy(model).to(getattr(oracle(method.key), "PEFT_BASE", torch.float64))
+        theirs = peft.get_peft_model(base, config, autocast_adapter_dtype=False).double().eval()
+        for t, exact in zip(theirs.base_model.model.lin.get_base_layer().parameters(), model.lin.parameters(), strict=True):
+            t.data.copy_(exact)
         adapted = attach(model, Plan(method, targets=["lin"]))
         push(adapted)
         _, entry, _ = opened(adapted, case.x(2, n))[0]
