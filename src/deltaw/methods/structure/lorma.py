@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...ops import Eye, Op, chain
 from ...spec import Declared, Method, Param, Start, Tensors, kaiming, method, zeros
-from ..rolled import Rolled
 from ..factors import positive
+from ..rolled import Rolled
 
 
 @method(paper="arXiv:2506.07621", start="rounding", claims=("LoRA's quality after fewer steps", "no bound on the rank of the change"))
