@@ -11,7 +11,7 @@ import torch
 import deltaw
 from deltaw import Plan
 from deltaw.errors import StateMismatch
-from deltaw.methods import BOFT, OFT, Drop
+from deltaw.methods import BEFT, BOFT, OFT, Drop, LNTuning
 from deltaw.testing.oracles.boft import kernel
 
 peft = pytest.importorskip("peft")
@@ -34,6 +34,11 @@ OURS = [
     ("llama", OFT(block_size=8, eps=0.4), {"targets": QV, "train_modules": ["lm_head"]}),
     ("llama", BOFT(), {}),
     ("llama", BOFT(block_size=4, factors=3), {"targets": QV}),
+    ("llama", LNTuning(), {}),
+    ("llama", LNTuning(), {"targets": ["input_layernorm"], "layers": [1, 2], "train_modules": ["lm_head"]}),
+    ("bert", LNTuning(), {"train_modules": ["classifier"]}),
+    ("bert", BEFT(), {"targets": ["value"]}),
+    ("llama", BEFT(), {"targets": ["v_proj"]}),
 ]
 
 
@@ -49,6 +54,12 @@ THEIRS = [
     ("llama", C("OFTConfig", target_modules=QV, oft_block_size=100, block_share=True, module_dropout=0.3)),
     ("llama", C("BOFTConfig", target_modules=QV, boft_block_size=8, boft_n_butterfly_factor=2, boft_dropout=0.2)),
     ("llama", C("BOFTConfig", target_modules="all-linear", boft_block_size=0, boft_block_num=4)),
+    ("llama", C("LNTuningConfig", target_modules=["norm", "input_layernorm"])),
+    ("llama", C("LNTuningConfig", target_modules=r".*layers\.\d+\..*norm", modules_to_save=["lm_head"])),
+    ("bert", C("LNTuningConfig", target_modules=["LayerNorm"], exclude_modules=["embeddings.LayerNorm"], task_type="SEQ_CLS")),
+    ("bert", C("BeftConfig", target_modules=["value"], task_type="SEQ_CLS")),
+    ("llama", C("RoadConfig", target_modules=QV, group_size=8)),
+    ("llama", C("RoadConfig", target_modules=QV, group_size=16, variant="road_4")),
 ]
 
 
