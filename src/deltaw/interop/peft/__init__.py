@@ -2,7 +2,21 @@
 
 from ...files.foreign import FOREIGN
 from . import (  # noqa: F401  (each registers its dialect)
-    beft, boft, gralora, hira, hra, ia3, ln_tuning, loha, lokr, lora, oft, road, shira, vera, xlora,
+    beft,
+    boft,
+    gralora,
+    hira,
+    hra,
+    ia3,
+    ln_tuning,
+    loha,
+    lokr,
+    lora,
+    oft,
+    road,
+    shira,
+    vera,
+    xlora,
 )  # fmt: skip
 from .format import PeftFormat
 

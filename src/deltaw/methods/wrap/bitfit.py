@@ -7,6 +7,7 @@ from typing import Any
 from ...errors import SpecError
 from ...ops import Affine, Map
 from ...spec import Declared, Method, Param, Tensors, method
+from ..inside import tensors
 
 
 @method(paper="arXiv:2106.10199", claims=("with little data as good as full fine-tuning, at under 0.1 % of the parameters",))
@@ -27,10 +28,10 @@ class BitFit(Method):
     inner: Method | None = None
 
     def params(self, m: int, n: int) -> Declared:
-        return {**({} if self.inner is None else self.inner.params(m, n)), "bias": Param((m,))}
+        return {**({} if self.inner is None else tensors("bitfit", self.inner, (m, n))), "bias": Param((m,))}
 
     def declare(self, site: Any) -> Declared:
-        b0, own = site.leaf().bias, {} if self.inner is None else self.inner.declare(site)
+        b0, own = site.leaf().bias, {} if self.inner is None else tensors("bitfit", self.inner, site)
         if "bias" in own:
             raise SpecError(f"{site.name}: {self.inner} has a tensor 'bias' of its own; bitfit cannot be put around it")
         if b0 is None and site.kind in ("embedding", "expert"):
