@@ -167,10 +167,17 @@ def thin(delta: list[Op], T: int) -> tuple[list[Op] | None, bool]:
         if len(parts) > 1 and all(part.constant or type(part) in grad.table for part in parts):
             return parts, all(a is b for a, b in zip(parts, delta[0].parts))
     op = add(*delta)
-    if T * rank_bound(op) * sum(op.shape) > cost(op, T):  # asked without computing anything
+    if T * rank_bound(op) * sum(op.shape) > cost(op, T) or decodes(op):  # asked without computing anything
         return None, True
     pair = factors(op)
     return (None if pair is None else [Dense(pair[0]), Dense(pair[1])]), False
+
+
+def decodes(op: Op) -> bool:
+    """Would factors of it need the transpose of a base that only its dense matrix can give? X W does, W X does not."""
+    if isinstance(op, Sum):
+        return any(decodes(term) for term in op.terms)
+    return isinstance(op, Chain) and any(isinstance(p, Base) and type(p).rmv is Op.rmv for p in op.parts[1:])
 
 
 def folded(parts: list[Op]) -> list[Op]:
