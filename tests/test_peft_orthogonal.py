@@ -11,7 +11,7 @@ import torch
 import deltaw
 from deltaw import Plan
 from deltaw.errors import StateMismatch
-from deltaw.methods import BEFT, BOFT, OFT, Drop, LNTuning
+from deltaw.methods import BEFT, BOFT, OFT, AdaLoRA, BitFit, Drop, Gate, LNTuning, LoRA
 from deltaw.testing.oracles.boft import kernel
 
 peft = pytest.importorskip("peft")
@@ -38,6 +38,8 @@ OURS = [
     ("llama", LNTuning(), {"targets": ["input_layernorm"], "layers": [1, 2], "train_modules": ["lm_head"]}),
     ("bert", LNTuning(), {"train_modules": ["classifier"]}),
     ("bert", BEFT(), {"targets": ["value"]}),
+    ("llama", AdaLoRA(r=3), {}),
+    ("gpt2", Drop(AdaLoRA(r=3, alpha=6), p=0.2), {"targets": files.ATT}),
     ("llama", BEFT(), {"targets": ["v_proj"]}),
 ]
 
@@ -59,6 +61,7 @@ THEIRS = [
     ("bert", C("LNTuningConfig", target_modules=["LayerNorm"], exclude_modules=["embeddings.LayerNorm"], task_type="SEQ_CLS")),
     ("bert", C("BeftConfig", target_modules=["value"], task_type="SEQ_CLS")),
     ("llama", C("RoadConfig", target_modules=QV, group_size=8)),
+    ("llama", C("AdaLoraConfig", target_modules=QV, init_r=3, target_r=2, total_step=10, lora_dropout=0.1)),
     ("llama", C("RoadConfig", target_modules=QV, group_size=16, variant="road_4")),
 ]
 
@@ -116,6 +119,8 @@ def test_what_differs_in_peft_is_refused(config, words, tmp_path):
     ("gpt2", BOFT(block_size=8), {"targets": files.ATT}, "conv1d_hf"),
     ("llama", OFT(block_size=8), {"overrides": {"q_proj": {"block_size": 4}}}, "one value of oft_block_size"),
     ("llama", Drop(OFT(block_size=8)), {}, "dropout"),
+    ("llama", Gate(LoRA(r=2)), {}, "no method 'gate'"),
+    ("bert", BitFit(LoRA(r=2)), {}, "no method 'bitfit'"),
 ])  # fmt: skip
 def test_what_peft_cannot_hold_is_native_with_the_reason(which, method, plan, words, tmp_path):
     model = files.MODELS[which]()

@@ -2,6 +2,7 @@
 
 from ...files.foreign import FOREIGN
 from . import (  # noqa: F401  (each registers its dialect)
+    adalora,
     beft,
     boft,
     gralora,
