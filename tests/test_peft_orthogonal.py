@@ -11,7 +11,7 @@ import torch
 import deltaw
 from deltaw import Plan
 from deltaw.errors import StateMismatch
-from deltaw.methods import BEFT, BOFT, OFT, AdaLoRA, BitFit, Drop, Gate, LNTuning, LoRA
+from deltaw.methods import BEFT, BOFT, OFT, AdaLoRA, BitFit, DoRA, Drop, Gate, LNTuning, LoRA
 from deltaw.testing.oracles.boft import kernel
 
 peft = pytest.importorskip("peft")
@@ -49,6 +49,34 @@ def test_ours_in_peft(which, method, plan, tmp_path):
     files.test_ours_in_peft(which, method, plan, tmp_path)
 
 
+BIASES = [
+    ("bert", BitFit(LoRA(r=2)), {"targets": ["query", "dense"], "train_modules": ["classifier"]}),
+    ("bert", Drop(BitFit(DoRA(LoRA(r=2))), p=0.1), {"targets": ["query"]}),
+    ("gpt2", BitFit(LoRA(r=2)), {"targets": files.ATT}),
+    ("llama", BitFit(LoRA(r=2)), {"targets": QV}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("which, method, plan", BIASES)
+def test_biases_beside_a_lora(which, method, plan, tmp_path):
+    """bias="lora_only", both ways. (PEFT writes these into the base, so it takes one such adapter a model.)"""
+    model = files.MODELS[which]()
+    adapted = deltaw.attach(model, Plan(method, **plan))
+    files.shake(adapted.trainable().values())
+    want = files.out(model)
+    adapted.save(tmp_path / "a")
+    assert json.load(open(tmp_path / "a" / "adapter_config.json"))["bias"] == "lora_only"
+    judge = peft.PeftModel.from_pretrained(files.MODELS[which](), tmp_path / "a").eval()
+    assert (files.out(judge) - want).abs().max() <= 1e-5
+    judge.save_pretrained(tmp_path / "b")
+    for folder in "ab":
+        again = files.MODELS[which]()
+        back = deltaw.load(again, tmp_path / folder)
+        assert back.plan.method == method or folder == "b"
+        assert (files.out(again) - want).abs().max() <= 1e-5
+        assert len(back.state()) == len(adapted.state())
+
+
 THEIRS = [
     ("llama", C("OFTConfig", target_modules=QV, oft_block_size=8, use_cayley_neumann=False)),
     ("llama", C("OFTConfig", target_modules="all-linear", oft_block_size=15, num_cayley_neumann_terms=3)),
@@ -61,6 +89,7 @@ THEIRS = [
     ("bert", C("LNTuningConfig", target_modules=["LayerNorm"], exclude_modules=["embeddings.LayerNorm"], task_type="SEQ_CLS")),
     ("bert", C("BeftConfig", target_modules=["value"], task_type="SEQ_CLS")),
     ("llama", C("RoadConfig", target_modules=QV, group_size=8)),
+    ("bert", C("LoraConfig", target_modules=["query", "value"], bias="lora_only", lora_dropout=0.1)),
     ("llama", C("AdaLoraConfig", target_modules=QV, init_r=3, target_r=2, total_step=10, lora_dropout=0.1)),
     ("llama", C("RoadConfig", target_modules=QV, group_size=16, variant="road_4")),
 ]
@@ -106,6 +135,7 @@ def test_peft_without_its_kernel_stores_one_factor(tmp_path, monkeypatch):
     [(C("OFTConfig", target_modules=QV, oft_block_size=8, num_cayley_neumann_terms=2), "num_cayley_neumann_terms = 2"),
      (C("OFTConfig", target_modules=QV, oft_block_size=8, bias="oft_only"), "bias = 'oft_only'"),
      (C("BOFTConfig", target_modules=QV, bias="all"), "bias = 'all'"),
+     (C("LoraConfig", target_modules=QV, bias="all"), "bias = 'all'"),
      (C("OFTConfig", target_modules=["embed_tokens"], oft_block_size=8), "embedding")],
 )  # fmt: skip
 def test_what_differs_in_peft_is_refused(config, words, tmp_path):
@@ -120,7 +150,8 @@ def test_what_differs_in_peft_is_refused(config, words, tmp_path):
     ("llama", OFT(block_size=8), {"overrides": {"q_proj": {"block_size": 4}}}, "one value of oft_block_size"),
     ("llama", Drop(OFT(block_size=8)), {}, "dropout"),
     ("llama", Gate(LoRA(r=2)), {}, "no method 'gate'"),
-    ("bert", BitFit(LoRA(r=2)), {}, "no method 'bitfit'"),
+    ("bert", BitFit(), {}, "only beside a LoRA"),
+    ("bert", BitFit(AdaLoRA(r=2)), {}, "adalora"),
 ])  # fmt: skip
 def test_what_peft_cannot_hold_is_native_with_the_reason(which, method, plan, words, tmp_path):
     model = files.MODELS[which]()

@@ -18,7 +18,7 @@ class AdaLora(Lora):
     names = {"P": "lora_B", "E": "lora_E", "Q": "lora_A"}
     patterns = {}
     handled = frozenset({"init_r", "lora_alpha"})
-    neutral = {**Lora.neutral, "rank_pattern": (None, {}), "use_dora": (False,), "alpha_pattern": (None, {})}
+    neutral = {**Lora.neutral, "bias": ("none",), "rank_pattern": (None, {}), "use_dora": (False,), "alpha_pattern": (None, {})}
     ignored = Lora.ignored | {
         "r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step", "init_lora_weights",
         "use_rslora",

@@ -117,7 +117,7 @@ class PeftFormat:
             if bad := [k for k in usual if f[k] != usual[k] and k not in d.patterns]:
                 raise Inexpressible(f"{n}: PEFT has one value of {', '.join(bad)} for all sites of a {d.type}")
         if "bias" in d.neutral:
-            config["bias"] = "none"
+            config.setdefault("bias", "none")
         if "fan_in_fan_out" in d.ignored:
             config["fan_in_fan_out"] = all(
                 a.site.kind == "conv1d_hf" for a in adapted.assignments if a.site.name in sites
