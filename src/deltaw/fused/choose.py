@@ -130,7 +130,7 @@ def choose(op: Op, x: Tensor, T: int) -> Way:
         p, delta = delta[0].p, [delta[0].op]
     direct = base.direct(x)
     parts, own = thin(delta, T)
-    if direct is not None and not p and T > 1 and not any(isinstance(t, Dropped) for t in delta):
+    if direct is not None and not p and T > 1 and not any(map(drops, delta)):
         if work(delta if parts is None else parts, T) > dense_work(delta, T, x.dtype):
             return Way(base, d, dense=delta, lasting=own)
     return Way(lasting=own) if parts is None else Way(base, d, parts, p=p, lasting=own)
@@ -171,6 +171,12 @@ def thin(delta: list[Op], T: int) -> tuple[list[Op] | None, bool]:
         return None, True
     pair = factors(op)
     return (None if pair is None else [Dense(pair[0]), Dense(pair[1])]), False
+
+
+def drops(op: Op) -> bool:
+    """Is there dropout anywhere in it? As a matrix it would be its mean."""
+    inside = op.terms if isinstance(op, Sum) else op.parts if isinstance(op, Chain) else []
+    return isinstance(op, Dropped) or any(map(drops, inside))
 
 
 def decodes(op: Op) -> bool:
