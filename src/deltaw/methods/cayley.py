@@ -24,9 +24,9 @@ def cayley(Q: Tensor) -> Tensor:
 
 def neumann(Q: Tensor, terms: int) -> Tensor:
     """2 Q + 2 Q² + … + 2 Q^(terms-2) + Q^(terms-1), about (I + Q)(I - Q)⁻¹ - I: the transpose of `cayley`'s rotation,
-    orthogonal up to terms of order |Q|^(terms-1)."""
-    total, power = 2.0 * Q, Q
-    for k in range(2, terms):
-        power = power @ Q
-        total = total + (2.0 * power if k < terms - 1 else power)
-    return total
+    orthogonal up to terms of order |Q|^(terms-1). By Horner's rule; terms >= 4."""
+    two = 2.0 * torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    X = two + Q
+    for _ in range(terms - 3):
+        X = torch.baddbmm(two, Q, X)
+    return Q @ X

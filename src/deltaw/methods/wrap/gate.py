@@ -20,8 +20,8 @@ class Gate(Method):
 
     g0 = 1, the default: the inner start is kept. g0 = 0 (ReZero): the gate alone makes the identity, so every trained tensor
     that would start at zero is drawn instead, ~ U(±1/sqrt fan-in); with both at zero neither would get a gradient, ever.
-    Count: one more than `inner`. Merges, and has the factors of D. Sources: Bachlechner et al. 2020, who gate residual
-    branches. Trap: Flamingo and LLaMA-Adapter use tanh(gate) at 0, the same slope there, but bounded.
+    Count: one more than `inner`. Merges, and has the factors of D. Source: Bachlechner et al. 2020 (residual branches).
+    Trap: Flamingo and LLaMA-Adapter use tanh(gate) at 0, the same slope there, but bounded.
 
     >>> from deltaw.methods import Gate, LoRA
     >>> Gate(LoRA(r=4)).params(10, 6)["gate"].shape
@@ -30,7 +30,6 @@ class Gate(Method):
 
     inner: Method = field(default_factory=lambda: METHODS["lora"]())
     g0: float = 1.0
-
     scale = property(lambda self: self.g0 * scale_of(self.inner))
 
     def params(self, m: int, n: int) -> Declared:
@@ -56,6 +55,6 @@ class Gate(Method):
     def layer(self, L: Affine, p: Tensors) -> Map:
         V = affine("gate", self.inner, L, p)
         op = L.op + scale(p.gate, delta(V.op, L.op))
-        if V.bias is L.bias or V.bias is None:
+        if V.bias is L.bias:
             return Affine(op, L.bias)
         return Affine(op, p.gate * V.bias if L.bias is None else L.bias + p.gate * (V.bias - L.bias))
