@@ -25,9 +25,9 @@ SAMPLE = (1024, 768)  # out, in
 
 
 class _Sample(nn.Module):
-    def __init__(self, m: int, n: int):
+    def __init__(self, m: int, n: int, norm: bool = False):
         super().__init__()
-        self.blocks = nn.ModuleList([nn.Linear(n, m)])
+        self.blocks = nn.ModuleList([nn.LayerNorm(n) if norm else nn.Linear(n, m)])
         self.config = SimpleNamespace(hidden_size=m)
 
     def forward(self, x: torch.Tensor, **kw: Any) -> Any:
@@ -35,12 +35,12 @@ class _Sample(nn.Module):
         return SimpleNamespace(logits=y, hidden_states=(x,)) if kw.get("output_hidden_states") else y
 
 
-TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "module": ["blocks.0"]}
+TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "module": ["blocks.0"], "norm": "all-norms"}
 
 
 def _attached(method: Method, m: int, n: int) -> tuple[nn.Module, Any]:
     with torch.device("meta"):
-        model = _Sample(m, n)
+        model = _Sample(m, n, method.sites == "norm")
     return model, attach(model, Plan(method, targets=TARGETS[method.sites]))
 
 
@@ -101,7 +101,7 @@ def formula(method: Method) -> str | None:
 def preview_count(method: Method, m: int, n: int) -> int:
     """Trained numbers at one layer m x n, from the declarations."""
     with torch.device("meta"):
-        model = _Sample(m, n)
+        model = _Sample(m, n, method.sites == "norm")
     return preview(model, Plan(method, targets=TARGETS[method.sites])).trainable
 
 

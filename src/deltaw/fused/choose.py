@@ -142,7 +142,7 @@ def choose(op: Op, x: Tensor, T: int) -> Way:
     if direct is not None and not p and d is None and picked(delta) and pays(*op.shape, delta[0].parts[0].shape[1], T):
         return Way(base, columns=delta[0], lasting=True)
     parts, own = thin(delta, T)
-    if direct is not None and not p and T > 1 and not any(map(drawn, delta)):
+    if direct is not None and not p and T > 1 and not any(map(drops, delta)):
         if work(delta if parts is None else parts, T) > dense_work(delta, T, x.dtype):
             return Way(base, d, dense=delta, lasting=own)
     return Way(lasting=own) if parts is None else Way(base, d, parts, p=p, lasting=own)
@@ -185,15 +185,23 @@ def thin(delta: list[Op], T: int) -> tuple[list[Op] | None, bool]:
         if len(parts) > 1 and all(part.constant or type(part) in grad.table for part in parts):
             return parts, all(a is b for a, b in zip(parts, delta[0].parts))
     op = add(*delta)
-    if any(map(drawn, delta)) or T * rank_bound(op) * sum(op.shape) > cost(op, T):  # asked without computing anything
+    if any(map(drops, delta)) or T * rank_bound(op) * sum(op.shape) > cost(op, T) or decodes(op):  # asked without computing anything
         return None, True
     pair = factors(op)
     return (None if pair is None else [Dense(pair[0]), Dense(pair[1])]), False
 
 
-def drawn(op: Op) -> bool:
-    """Is there dropout in it? Its matrix and its factors are the mean, which may not stand for it in training."""
-    return isinstance(op, Dropped) or any(map(drawn, getattr(op, "parts", ())))
+def drops(op: Op) -> bool:
+    """Is there dropout anywhere in it? Its matrix and its factors are the mean, which may not stand for it in training."""
+    inside = op.terms if isinstance(op, Sum) else op.parts if isinstance(op, Chain) else []
+    return isinstance(op, Dropped) or any(map(drops, inside))
+
+
+def decodes(op: Op) -> bool:
+    """Would factors of it need the transpose of a base that only its dense matrix can give? X W does, W X does not."""
+    if isinstance(op, Sum):
+        return any(decodes(term) for term in op.terms)
+    return isinstance(op, Chain) and any(isinstance(p, Base) and type(p).rmv is Op.rmv for p in op.parts[1:])
 
 
 def folded(parts: list[Op]) -> list[Op]:

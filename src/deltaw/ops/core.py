@@ -151,11 +151,15 @@ class Affine(Map):
 
     def walk(self, x: Tensor) -> Tensor:
         """The plain evaluation, node by node: what every fused path has to equal."""
-        from .nodes import Sum
+        from .nodes import Chain, Sum
 
         op, bias = self.op, self.bias
         if isinstance(op, Base):
             return op.affine(x, bias)
+        if isinstance(op, Chain) and isinstance(op.parts[0], Base):  # W (R x) + b: the same kernel, at another input
+            for part in reversed(op.parts[1:]):
+                x = part(x)
+            return op.parts[0].affine(x, bias)
         if isinstance(op, Sum) and isinstance(op.terms[0], Base):  # the base's own kernel adds the bias
             y = op.terms[0].affine(x, bias)
             for term in op.terms[1:]:

@@ -176,6 +176,18 @@ def _(op: Sum) -> Tensor:
     return square.clamp_min(own * torch.finfo(high).eps).sqrt()  # a traced graph cannot branch: keep the root real
 
 
+@row_norm.on(Chain)
+def _(op: Chain) -> Tensor:
+    """The rows of W R are those of W through Rᵀ: no n x n temporary."""
+    if not isinstance(op.parts[0], Base):
+        return row_norm_of(op.dense().detach())
+    w = op.parts[0].dense().detach()
+    w = w.to(torch.promote_types(w.dtype, torch.float32))
+    for part in op.parts[1:]:
+        w = part.rmv(w)
+    return row_norm_of(w.detach())
+
+
 @Open[int]
 def rank_bound(op: Op) -> int:
     """An upper bound of the rank that holds for every value of the tensors."""

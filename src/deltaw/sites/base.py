@@ -52,6 +52,11 @@ class Site:
     def written(self, W: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         raise NotMergeable(f"{self.name}: a {self.kind} has no weight that a delta could be merged into")
 
+    def no_bias(self, bias: Tensor | None) -> None:
+        """Raise the named error for a bias that has no place."""
+        if bias is not None:
+            raise NotMergeable(f"{self.name}: the delta has a bias and the base ({self.kind}) has none to write it to")
+
     def parameter(self) -> Tensor | None:
         """The base parameter behind this site, to recognise tied weights."""
         return None

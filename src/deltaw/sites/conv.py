@@ -38,6 +38,7 @@ class ConvSite(Site):
         return self.base.like
 
     def written(self, W: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+        self.no_bias(bias if self.base.bias is None else None)
         out = {"weight": W.reshape(self.conv.weight.shape)}
         return out if bias is None else {**out, "bias": bias}
 

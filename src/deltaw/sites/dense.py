@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import NotMergeable
 from ..ops import Affine
 from .base import ModuleBase, Site
 
@@ -45,8 +44,7 @@ class LinearBase(ModuleBase):
     def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if bias is self.bias and (x.dtype == self.like.dtype or _autocast(x)):
             return self.forward(x)  # type: ignore[no-any-return]
-        y = self(x)
-        return y if bias is None else y + bias.to(y.dtype)
+        return F.linear(x, self.weight().to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 class LinearSite(Site):
@@ -65,8 +63,7 @@ class LinearSite(Site):
     def written(self, W: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         out = {"weight": W.mT if self.transposed else W}
         if bias is not None:
-            if self.base.bias is None:
-                raise NotMergeable(f"{self.name}: the delta has a bias and the base layer has none to write it to")
+            self.no_bias(bias if self.base.bias is None else None)
             out["bias"] = bias
         return out
 

@@ -44,6 +44,7 @@ class EmbeddingSite(Site):
         return self.base.like
 
     def written(self, W: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+        self.no_bias(bias)
         return {"weight": W.mT}
 
     def run(self, L: Map, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

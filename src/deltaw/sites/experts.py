@@ -49,6 +49,7 @@ class ExpertSite(Site):
         return Affine(self.base)
 
     def written(self, W: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+        self.no_bias(bias)
         return {f"{self.attr}[{self.index}]": W.mT if self.base.transposed else W}
 
 

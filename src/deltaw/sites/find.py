@@ -16,6 +16,7 @@ from .stream import StreamSite
 Targets = str | Sequence[str]
 ALL_LINEAR = "all-linear"
 ALL_BLOCKS = "all-blocks"
+ALL_NORMS = "all-norms"
 KINDS = (dense, conv, embedding, foreign)  # asked in turn; the first that recognises a module supplies its site
 LINEAR_KINDS = ("linear", "conv1d_hf", "opaque")
 
@@ -45,6 +46,13 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
         return {}
     name, found = max(lists, key=lambda pair: len(pair[1]))
     return {f"{name}.{i}" if name else str(i): m for i, m in enumerate(found)}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """A normalisation without memory: a leaf called so, all of whose parameters are vectors."""
+    parameters = [p for p in module._parameters.values() if p is not None]
+    leaf = all(is_ours(n) for n, _ in module.named_children()) and not any(b is not None for b in module._buffers.values())
+    return bool(parameters) and leaf and all(p.dim() == 1 for p in parameters) and "norm" in type(module).__name__.lower()
 
 
 def width(model: nn.Module, block: nn.Module) -> int:
@@ -78,6 +86,8 @@ class Candidates:
         return [*self.modules, *self.stacks]
 
     def usable(self) -> list[str]:
+        if self.sort == "norm":
+            return [n for n, m in self.modules.items() if n and is_norm(m)]
         if self.sort != "weight":
             return [n for n in self.modules if n]
         return [n for n, m in self.modules.items() if leaf_site(n, m)] + list(self.stacks)
@@ -91,7 +101,12 @@ class Candidates:
             raise TargetError(f"'{name}' is a {type(module).__name__}, which is never called; name the modules inside it")
         if self.sort == "stream":
             return [StreamSite(name, module, width(self.model, module))]
-        if self.sort == "module":
+        if self.sort == "norm" and not is_norm(module):
+            raise TargetError(
+                f"'{name}' is a {type(module).__name__}; what is trained here are norms (no batch norms, which also keep "
+                "statistics). For whole modules of another sort there is Plan(train_modules=[...])"
+            )
+        if self.sort in ("module", "norm"):
             return [ModuleSite(name, module)]
         parent = self.modules.get(name.rpartition(".")[0])
         if isinstance(parent, nn.MultiheadAttention):
@@ -152,8 +167,8 @@ def find(
     """The sites that the patterns name, in the model's order.
 
     targets: a list of name suffixes; or one regular expression that must match whole names; or "all-linear" (every
-    linear layer but the output head) or "all-blocks" (for hidden states). exclude: the same language.
-    layers: keep sites whose layer number is among these. sort: "weight" or "stream".
+    linear layer but the output head), "all-blocks" (for hidden states) or "all-norms". exclude: the same language.
+    layers: keep sites whose layer number is among these. sort: "weight", "stream", "module" or "norm".
     """
     where = Candidates(model, sort)
     if targets == ALL_LINEAR and sort == "weight":
@@ -166,6 +181,8 @@ def find(
         }  # fmt: skip
     elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort == "stream":
         names = set(blocks(model))
+    elif targets in (ALL_LINEAR, ALL_NORMS) and sort == "norm":
+        names = set(where.usable())
     elif isinstance(targets, str):
         names = set(_pick(where, "target", targets, literal=False))
         usable = set(where.usable())

@@ -45,14 +45,22 @@ def answer(y: Tensor, hidden: Tensor, kw: dict[str, Any]) -> Any:
     return Output(y, (fitted,))
 
 
-class Block(nn.Module):
-    """x + tanh(sq x) + up(x) folded back to the width: both site shapes, smooth, every output used."""
+class TinyNorm(nn.LayerNorm):
+    """A layer norm that tells its sizes like a linear layer."""
 
-    def __init__(self, width: int = WIDTH, wide: int = WIDE):
+    in_features = out_features = property(lambda self: self.normalized_shape[0])
+
+
+class Block(nn.Module):
+    """x + tanh(sq x) + up(x) folded back to the width: both site shapes, smooth, every output used. norm: of the input."""
+
+    def __init__(self, width: int = WIDTH, wide: int = WIDE, norm: bool = False):
         super().__init__()
         self.sq, self.up = nn.Linear(width, width), nn.Linear(width, wide, bias=False)
+        self.norm = TinyNorm(width) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
         u, d = self.up(x), x.shape[-1]
         return x + torch.tanh(self.sq(x)) * torch.tanh(u[..., :d]) + 0.5 * u[..., -d:]
 
@@ -60,9 +68,9 @@ class Block(nn.Module):
 class Tiny(nn.Module):
     """Two blocks; `recompute` turns gradient checkpointing on ("reentrant" or "plain")."""
 
-    def __init__(self, width: int = WIDTH, wide: int = WIDE):
+    def __init__(self, width: int = WIDTH, wide: int = WIDE, norm: bool = False):
         super().__init__()
-        self.blocks = nn.ModuleList([Block(width, wide) for _ in range(2)])
+        self.blocks = nn.ModuleList([Block(width, wide, norm) for _ in range(2)])
         self.config, self.recompute = SimpleNamespace(hidden_size=width), ""
 
     def forward(self, x: Tensor, **kw: Any) -> Any:
@@ -75,11 +83,11 @@ class Tiny(nn.Module):
 
 
 class One(nn.Module):
-    """A single linear layer `blocks.0`, m x n: the model's output is the site's output."""
+    """A single linear layer `blocks.0`, m x n, or a norm of n: the model's output is the site's output."""
 
-    def __init__(self, m: int = WIDE, n: int = WIDTH, bias: bool = True):
+    def __init__(self, m: int = WIDE, n: int = WIDTH, bias: bool = True, norm: bool = False):
         super().__init__()
-        self.blocks = nn.ModuleList([nn.Linear(n, m, bias=bias)])
+        self.blocks = nn.ModuleList([TinyNorm(n, bias=bias) if norm else nn.Linear(n, m, bias=bias)])
         self.config = SimpleNamespace(hidden_size=m)
 
     def forward(self, x: Tensor, **kw: Any) -> Any:

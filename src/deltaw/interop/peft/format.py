@@ -55,7 +55,7 @@ class PeftFormat:
         out: Named = {}
         for a in adapted.assignments:
             p = _of(state, a.shares or a.site.name, adapted)
-            if a.site.kind == "module":
+            if _whole(a, d):
                 found = p | dict(a.site.module.named_buffers())
                 persistent = a.site.module.state_dict()
                 found = {k: v for k, v in found.items() if k in p or k in persistent}
@@ -84,7 +84,7 @@ class PeftFormat:
     def _config(self, adapted: Adapted, d: Dialect, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
         model, kept = adapted.model, adapted.__dict__.get("kept", {}).get("peft", {})
         names = rules.module_names(model)
-        to_save = sorted(a.site.name for a in adapted.assignments if a.site.kind == "module")
+        to_save = sorted(a.site.name for a in adapted.assignments if _whole(a, d))
         tokens = {
             a.site.name: sorted(a.method.ids)  # type: ignore[attr-defined]
             for a in adapted.assignments
@@ -117,7 +117,7 @@ class PeftFormat:
             if bad := [k for k in usual if f[k] != usual[k] and k not in d.patterns]:
                 raise Inexpressible(f"{n}: PEFT has one value of {', '.join(bad)} for all sites of a {d.type}")
         if "bias" in d.neutral:
-            config["bias"] = "none"
+            config.setdefault("bias", "none")
         if "fan_in_fan_out" in d.ignored:
             config["fan_in_fan_out"] = all(
                 a.site.kind == "conv1d_hf" for a in adapted.assignments if a.site.name in sites
@@ -162,7 +162,7 @@ class PeftFormat:
                 continue
             own, prefix = _of(state, a.site.name, adapted), f"{PREFIX}{a.site.name}."
             here = {k[len(prefix) :]: v for k, v in tensors.items() if k in wanted and k.startswith(prefix)}
-            if a.site.kind == "module":
+            if _whole(a, d):
                 _same_buffers(a, {k: v for k, v in here.items() if k not in own})
                 found = {k: v for k, v in here.items() if k in own}
             elif _tokens(a, adapted):
@@ -186,6 +186,11 @@ def _of(state: Named, site: str, adapted: Adapted) -> Named:
     """The tensors of one site by their own names."""
     entry = adapted.entries().get(site)
     return {} if entry is None else {k: state[f"{site}.{k}"] for k in entry.own}
+
+
+def _whole(a: Assignment, d: Dialect) -> bool:
+    """A module that is trained in full beside the method: modules_to_save."""
+    return a.site.kind == "module" and a.method.key not in d.methods
 
 
 def _tokens(a: Assignment, adapted: Adapted) -> bool:

@@ -1,4 +1,4 @@
-"""PEFT's LORA: lora, rslora, lora_fa, dora over each, dropout; linear, Conv1D, convolutions and embeddings."""
+"""PEFT's LORA: lora, rslora, lora_fa, dora over each, trained biases, dropout; linear, Conv1D, convolutions and embeddings."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ UNMOVED = (True, False, "gaussian", "orthogonal", "eva", "true", "True")  # star
 @dialect
 class Lora(Dialect):
     type = "LORA"
-    methods = (*PLAIN, "dora")
+    methods = (*PLAIN, "dora", "bitfit")
     kinds = DENSE | {"conv", "embedding"}
     dropout = "lora_dropout"
     patterns = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
     handled = frozenset({"r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights"})
     neutral = {
-        "bias": ("none",), "megatron_config": (None,), "layer_replication": (None,), "use_qalora": (False,),
+        "bias": ("none", "lora_only"), "megatron_config": (None,), "layer_replication": (None,), "use_qalora": (False,),
         "lora_bias": (False,), "target_parameters": (None, []), "use_bdlora": (None, False), "arrow_config": (None,),
         "kasa_config": (None,), "velora_config": (None,), "alora_invocation_tokens": (None,),
         "monteclora_config": (None,), "loftq_config": ({}, None),
@@ -41,17 +41,22 @@ class Lora(Dialect):
     )  # fmt: skip
 
     def fields(self, method: Method, p: P) -> dict[str, Any]:
+        biases = method.key == "bitfit"
+        method = method.inner if biases else method  # type: ignore[attr-defined]
+        if method is None:
+            raise Inexpressible("PEFT trains the biases of layers only beside a LoRA there")
         inner: Any = method.inner if method.key == "dora" else method  # type: ignore[attr-defined]
         if inner.key not in PLAIN:
             raise Inexpressible(f"PEFT has no DoRA over '{inner.key}'")
         r = inner.r * (2 if "offset.B" in p else 1)
         alpha = inner.alpha * (math.sqrt(r / inner.r) if inner.key == "rslora" else r / inner.r)
         return {"r": r, "lora_alpha": plain(alpha), "use_rslora": inner.key == "rslora", "use_dora": method.key == "dora",
-                "init_lora_weights": True}  # fmt: skip
+                "init_lora_weights": True, "bias": "lora_only" if biases else "none"}  # fmt: skip
 
     def method(self, f: dict[str, Any]) -> Method:
         inner = new("rslora" if f.get("use_rslora") else "lora", r=f.get("r", 8), alpha=f.get("lora_alpha", 8))
-        return new("dora", inner=inner) if f.get("use_dora") else inner
+        inner = new("dora", inner=inner) if f.get("use_dora") else inner
+        return new("bitfit", inner=inner) if f.get("bias") == "lora_only" else inner
 
     def refusal(self, a: Assignment) -> str | None:
         if a.site.kind == "conv":
@@ -79,6 +84,8 @@ class Lora(Dialect):
         if "g" in p:
             ones = (1,) * (len(kernel_of(a)) - 2) if a.site.kind == "conv" else ()
             out["lora_magnitude_vector"] = p["g"].reshape(1, -1, *ones) if ones else p["g"]
+        if "bias" in p:
+            out["base_layer.bias"] = p["bias"]
         return out
 
     def unpack(self, a: Assignment, t: P, own: P) -> P:
@@ -90,6 +97,8 @@ class Lora(Dialect):
             out |= {"offset.A": A[r:], "offset.B": B[:, r:] * scale_of(a.method)}
         if "g" in own:
             out["g"] = t["lora_magnitude_vector"].flatten()
+        if "bias" in own:
+            out["bias"] = t["base_layer.bias"]
         return out
 
     def prepare(self, config: dict[str, Any], tensors: P, plan: Any, model: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ...ops import Affine, Map
-from ...sites.module import ModuleSite, Replace
-from ...spec import Declared, Method, Param, Tensors, method
+from ...sites.module import Replace
+from ...spec import Declared, Method, Tensors, method
+from ..copies import copies
 
 
 @method(paper="(ordinary fine-tuning of a part)")
@@ -24,11 +25,7 @@ class Full(Method):
     sites: ClassVar[str] = "module"
 
     def declare(self, site: Any) -> Declared:
-        def copy_of(name: str) -> Any:
-            return lambda start, _: site.originals()[name].detach().clone()
-
-        assert isinstance(site, ModuleSite)
-        return {k: Param(tuple(v.shape), copy_of(k)) for k, v in site.originals().items()}
+        return copies(site)
 
     def layer(self, L: Affine, p: Tensors) -> Map:
         return Replace({k: getattr(p, k) for k in p.names()})

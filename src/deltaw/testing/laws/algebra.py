@@ -7,7 +7,7 @@ import torch
 from ... import preview
 from ...errors import DeltawError, SpecError
 from ...ops import Affine, delta, factors, rank_bound
-from ..tiny import One, settle, values
+from ..tiny import values
 from .base import Case, NotApplicable, close, dense, law, must
 
 
@@ -96,7 +96,7 @@ def shapes_fit_or_are_refused(case: Case) -> str:
     """A layer of awkward size either works or is refused with a typed error before the model is touched."""
     refused, worked = [], []
     for m, n in AWKWARD:
-        model = settle(One(m, n), case.dtype) if case.method.sites != "stream" else settle(One(m, m), case.dtype)
+        model = case.one(m, n) if case.method.sites != "stream" else case.one(m, m)
         keys = list(model.state_dict())
         try:
             adapted = case.attach(model)

@@ -99,10 +99,10 @@ class Case:
     # ---- models and inputs
 
     def tiny(self) -> Any:
-        return settle(Tiny(), self.dtype)
+        return settle(Tiny(norm=self.method.sites == "norm"), self.dtype)
 
     def one(self, m: int = WIDE, n: int = WIDTH, bias: bool = True) -> Any:
-        return settle(One(m, n, bias), self.dtype)
+        return settle(One(m, n, bias, norm=self.method.sites == "norm"), self.dtype)
 
     def lookup(self) -> Any:
         return settle(Lookup(), self.dtype)
@@ -116,6 +116,8 @@ class Case:
         """The method on every site of the tiny model it has: all linears, all blocks, or whole modules."""
         if self.method.sites == "stream":
             kw.setdefault("targets", "all-blocks")
+        elif self.method.sites == "norm":
+            kw.setdefault("targets", "all-norms")
         elif self.method.sites == "module":
             kw.setdefault("targets", ["sq"] if isinstance(model, Tiny) else ["blocks.0"])
         else:

@@ -69,7 +69,7 @@ def exports_where_it_is_exact(case: Case) -> str:
             raise NotApplicable(str(refusal)) from refusal
         must(all(0 < e <= 1 for e in cut.error.values()), f"errors of a cut at rank 2: {cut.error}")
         return f"no exact factors; at rank 2 the error is up to {max(cut.error.values()):.2f}"
-    if case.method.sites == "module":
+    if case.method.sites in ("module", "norm"):
         raise NotApplicable("whole modules are exported as they are, not as factors")
     adapted.detach()
     with torch.no_grad():

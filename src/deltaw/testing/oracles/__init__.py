@@ -28,7 +28,7 @@ from ...errors import SpecError, need
 from ...plan import Plan
 from ...spec import METHODS, Method
 from ..laws.base import Case, close, must, opened, push
-from ..tiny import settle, values
+from ..tiny import TinyNorm, settle, values
 
 SHAPES = ((24, 16, True), (16, 16, False))  # m, n, bias
 PEFT_TOLERANCE = 2e-6  # in float64: some of PEFT's layers pass through float32
@@ -117,11 +117,11 @@ def compare_closed(method: Method) -> str:
 
 
 class Net(nn.Module):
-    """What both libraries adapt: one linear layer called `lin`."""
+    """What both libraries adapt: one linear layer, or a norm, called `lin`."""
 
-    def __init__(self, m: int, n: int, bias: bool):
+    def __init__(self, m: int, n: int, bias: bool, norm: bool = False):
         super().__init__()
-        self.lin = nn.Linear(n, m, bias=bias)
+        self.lin = TinyNorm(n, bias=bias) if norm else nn.Linear(n, m, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lin(x)  # type: ignore[no-any-return]
@@ -132,7 +132,7 @@ def compare_peft(method: Method) -> str:
     peft = need("peft", "peft")
     case = Case(method)
     for m, n, bias in SHAPES:
-        model = settle(Net(m, n, bias), torch.float64)
+        model = settle(Net(m, n, bias, method.sites == "norm"), torch.float64)
         config, put = oracle(method.key).peft(method)
         base = copy.deepcopy(model).to(getattr(oracle(method.key), "PEFT_BASE", torch.float64))
         theirs = peft.get_peft_model(base, config, autocast_adapter_dtype=False).double().eval()
