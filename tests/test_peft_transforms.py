@@ -1,0 +1,182 @@
+"""PEFT 0.21.2 as the judge of the files of the transform and shard methods, both ways, on tiny random models."""
+
+from __future__ import annotations
+
+import json
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import deltaw
+from deltaw import Plan
+from deltaw.errors import StateMismatch
+from deltaw.methods import C3A, FourierFT, WaveFT
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def llama():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+class Odd(nn.Module):
+    """Layers of odd sizes, with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.up, self.down = nn.Embedding(24, 17), nn.Linear(17, 23), nn.Linear(23, 17, bias=False)
+
+    def forward(self, ids):
+        return self.down(torch.tanh(self.up(self.emb(ids))))
+
+
+def odd():
+    torch.manual_seed(0)
+    return Odd().eval()
+
+
+MODELS = {"llama": llama, "gpt2": gpt2, "odd": odd}
+
+
+def out(model):
+    with torch.no_grad():
+        y = model(IDS)
+    return getattr(y, "logits", y)
+
+
+def shake(tensors, size=0.1):
+    torch.manual_seed(1)
+    for t in tensors:
+        t.data.add_(torch.randn_like(t) * size)
+
+
+ATT = {"targets": ["c_attn", "attn.c_proj"]}
+BOTH = {"targets": ["up", "down"]}
+OURS = [
+    ("llama", FourierFT(k=60), {"overrides": {"q_proj": {"k": 40}, "0.self_attn.k_proj": {"k": 20}}}),
+    ("llama", FourierFT(k=60, s=100.0, seed=5, init="zeros"), {}),
+    ("gpt2", FourierFT(k=60), ATT),
+    ("odd", FourierFT(k=60), BOTH),
+    ("llama", WaveFT(k=90), {"overrides": {"q_proj": {"k": 40}}}),
+    ("gpt2", WaveFT(k=90, s=10.0, seed=5), ATT),
+    ("odd", WaveFT(k=200), BOTH),
+    ("llama", C3A(b=8), {"overrides": {"q_proj": {"b": 16}}}),
+    ("llama", C3A(b=16, init="zeros"), {"train_modules": ["norm"]}),
+]
+
+
+@pytest.mark.parametrize("which, method, plan", OURS)
+def test_ours_in_peft(which, method, plan, tmp_path):
+    """No missing or unexpected key, equal output; PEFT's own copy of it comes back to us; native is bit for bit."""
+    model = MODELS[which]()
+    adapted = deltaw.attach(model, Plan(method, **plan))
+    shake(adapted.trainable().values())
+    want = out(model)
+    assert (want - out(MODELS[which]())).abs().max() > 1e-3
+    adapted.save(tmp_path / "a")
+    assert (tmp_path / "a" / "adapter_config.json").is_file(), json.load(open(tmp_path / "a" / "deltaw.json"))["peft"]
+    assert not (tmp_path / "a" / "deltaw.safetensors").exists()  # PEFT's form holds it to the last bit
+
+    again = MODELS[which]()
+    loaded = deltaw.load(again, tmp_path / "a")
+    state = adapted.state()
+    assert state.keys() == loaded.state().keys()
+    assert all(torch.equal(v, state[k]) for k, v in loaded.state().items())
+    assert torch.equal(out(again), want)
+
+    judge = peft.PeftModel.from_pretrained(MODELS[which](), tmp_path / "a").eval()
+    assert (out(judge) - want).abs().max() <= 1e-5 * max(1, want.abs().max())
+    result = judge.load_adapter(tmp_path / "a", "again")
+    assert not result.unexpected_keys
+    assert not [k for k in result.missing_keys if ".again" in k]
+
+    judge.save_pretrained(tmp_path / "b", selected_adapters=["default"])
+    ours, theirs = (load_file(tmp_path / d / "adapter_model.safetensors") for d in "ab")
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    back = MODELS[which]()
+    deltaw.load(back, tmp_path / "b")
+    assert (out(back) - want).abs().max() <= 1e-5 * max(1, want.abs().max())
+
+
+def C(name, **kw):
+    return lambda: getattr(peft, name)(**kw)
+
+
+QV = ["q_proj", "v_proj"]
+THEIRS = [
+    ("llama", C("FourierFTConfig", target_modules=QV, n_frequency=50, n_frequency_pattern={"v_proj": 30})),
+    ("gpt2", C("FourierFTConfig", target_modules=["c_attn"], n_frequency=50, random_loc_seed=3, fan_in_fan_out=True)),
+    ("odd", C("FourierFTConfig", target_modules=["up", "down"], n_frequency=50, init_weights=True)),
+    ("llama", C("WaveFTConfig", target_modules=QV, n_frequency=50, n_frequency_pattern={"v_proj": 30})),
+    ("gpt2", C("WaveFTConfig", target_modules=["c_attn"], n_frequency=50, scaling=10.0, random_loc_seed=3)),
+    ("odd", C("WaveFTConfig", target_modules=["up", "down"], n_frequency=300, init_weights=False)),
+    ("llama", C("C3AConfig", target_modules=QV, block_size=8, block_size_pattern={"v_proj": 16})),
+    ("llama", C("C3AConfig", target_modules=QV, block_size=4, init_weights=True)),
+]
+
+
+@pytest.mark.parametrize("which, config", THEIRS, ids=[f"{w}{k}" for k, (w, _) in enumerate(THEIRS)])
+def test_theirs_in_deltaw(which, config, tmp_path):
+    """PEFT's files give the same output here; saved by us and read by PEFT again, still the same."""
+    torch.manual_seed(2)
+    theirs = peft.get_peft_model(MODELS[which](), config()).eval()
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.3)
+    want = out(theirs)
+    theirs.save_pretrained(tmp_path / "a")
+    model = MODELS[which]()
+    adapted = deltaw.load(model, tmp_path / "a")
+    assert (out(model) - want).abs().max() <= 1e-5 * max(1, want.abs().max())
+    assert (want - out(MODELS[which]())).abs().max() > 1e-4
+    adapted.save(tmp_path / "b")
+    again = MODELS[which]()
+    deltaw.load(again, tmp_path / "b")
+    assert torch.equal(out(again), out(model))
+    judge = peft.PeftModel.from_pretrained(MODELS[which](), tmp_path / "b").eval()
+    assert (out(judge) - want).abs().max() <= 1e-5 * max(1, want.abs().max())
+
+
+REFUSED = [
+    (C("FourierFTConfig", target_modules=QV, n_frequency=50, bias="all"), "bias"),
+    (C("WaveFTConfig", target_modules=QV, n_frequency=50, wavelet_family="db2"), "wavelet_family"),
+    (C("WaveFTConfig", target_modules=QV, n_frequency=50, use_idwt=False), "use_idwt"),
+    (C("WaveFTConfig", target_modules=QV, n_frequency=50, proportional_parameters=True), "proportional_parameters"),
+    (C("C3AConfig", target_modules=QV, block_size=8, bias="c3a_only"), "bias"),
+]
+
+
+@pytest.mark.parametrize("config, word", REFUSED, ids=[f"{w}{k}" for k, (_, w) in enumerate(REFUSED)])
+def test_options_that_change_the_mathematics_are_refused_by_name(config, word, tmp_path):
+    peft.get_peft_model(llama(), config()).save_pretrained(tmp_path)
+    with pytest.raises(StateMismatch, match=word):
+        deltaw.load(llama(), tmp_path)
+
+
+def test_other_positions_than_peft_draws_are_saved_natively(tmp_path):
+    model = llama()
+    adapted = deltaw.attach(model, FourierFT(k=60))
+    next(t for n, t in adapted.state().items() if n.endswith(".I")).add_(1).remainder_(256)
+    adapted.save(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    assert "positions" in json.load(open(tmp_path / "deltaw.json"))["peft"]["reason"]
+    again = llama()
+    deltaw.load(again, tmp_path)
+    assert torch.equal(out(again), out(model))
