@@ -6,7 +6,7 @@ import torch
 
 import deltaw
 
-from ...errors import DeltawError, NotMergeable, SpecError
+from ...errors import DeltawError, NotLinear, NotMergeable, SpecError
 from ...plan import Plan
 from ..tiny import Lookup, Tied, places, settle
 from .base import Case, NotApplicable, close, gap, law, must, push, same
@@ -62,7 +62,7 @@ def exports_where_it_is_exact(case: Case) -> str:
     y = model(x).detach()
     try:
         lora = adapted.to_lora()
-    except NotMergeable as refusal:
+    except NotLinear as refusal:  # of which NotMergeable is one: no map, or no linear one
         try:
             cut = adapted.to_lora(rank=2)
         except DeltawError:
