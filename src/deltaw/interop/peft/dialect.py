@@ -20,6 +20,7 @@ class Dialect:
 
     names: our tensor -> the part of PEFT's key behind "base_model.model.SITE."; shared: the same for model-wide ones.
     apart: tensors that PEFT keeps elsewhere than in adapter_model.safetensors. targets: sites are named in the file.
+    copies: tensors that several sites share here are written at each of these sites by PEFT.
     neutral: PEFT fields that must have one of the listed values, because others change the mathematics.
     """
 
@@ -30,6 +31,7 @@ class Dialect:
     shared: ClassVar[dict[str, str]] = {}
     apart: ClassVar[frozenset[str]] = frozenset()
     targets: ClassVar[bool] = True
+    copies: ClassVar[bool] = False
     dropout: ClassVar[str | None] = None
     patterns: ClassVar[dict[str, str]] = {}
     handled: ClassVar[frozenset[str]] = frozenset()
@@ -49,6 +51,9 @@ class Dialect:
         if a.site.kind not in self.kinds:
             return f"PEFT's {self.type} does not adapt a {a.site.kind} ({type(a.site.module).__name__})"
         return None
+
+    def check(self, adapted: Any, config: dict[str, Any]) -> None:
+        """Raise Inexpressible where PEFT would make something else of the whole configuration."""
 
     def pack(self, a: Assignment, p: P) -> P:
         return {self.names[k]: v for k, v in p.items()}
@@ -107,3 +112,9 @@ def plain(x: float) -> float | int:
 
 def new(key: str, **fields: Any) -> Method:
     return build(METHODS[key], fields)  # type: ignore[no-any-return]
+
+
+def no_anchors(config: dict[str, Any], pattern: str) -> None:
+    """Some of PEFT's methods put a prefix in front of a pattern's keys, so that a key with "^" reaches nothing."""
+    if odd := [k for k in config.get(pattern) or {} if k.startswith("^")]:
+        raise Inexpressible(f"PEFT's {pattern} cannot tell {odd[0][1:]} from sites whose names end alike")
