@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import deltaw
+from deltaw import Plan
 from deltaw.errors import ShapeError, SpecError
-from deltaw.methods import C3A, QWHA, FourierFT, LoCA
+from deltaw.methods import C3A, QWHA, FourierFT, Lily, LoCA
 from deltaw.methods.transforms import Between, Coefficients, Cosine, Haar, Spectrum, Walsh, paley
 from deltaw.spec import from_config
 from deltaw.testing.laws import Case
@@ -208,3 +209,28 @@ def test_all_coefficients_write_any_matrix():
         state["blocks.0.c"].copy_((E @ walsh(n)).flatten()[state["blocks.0.I"]] * math.sqrt(m) / method.s)
     ((_, L, W),) = case.affine(adapted, case.x(3, 16))
     near(L.op.dense() - W.dense(), E)
+
+
+# ---- Lily
+
+
+def test_lily_shares_down_by_neighbours_and_the_bank_by_type():
+    """Four layers, stride 2: two A and one bank per type; the count is r n L / 2 + num_B r m + num_B r L."""
+    from deltaw.testing.tiny import Block, Tiny, settle
+
+    model = Tiny()
+    model.blocks = torch.nn.ModuleList([Block() for _ in range(4)])
+    adapted = deltaw.attach(settle(model, F64), Plan(Lily(r=3, num_B=2, stride_A=2), targets=["sq", "up"]))
+    state = adapted.state()
+    assert sum(k.endswith(".A") for k in state) == 4 and sum(k.endswith(".B") for k in state) == 2
+    assert sum(t.numel() for t in adapted.trainable().values()) == sum(
+        3 * 16 * 4 // 2 + 2 * 3 * m + 2 * 3 * 4 for m in (16, 24)
+    )
+
+
+def test_lily_does_not_look_at_other_rows():
+    case = Case(Lily(r=4))
+    model, x = case.tiny(), case.x(4, 5, 16)
+    case.attach(model)
+    near(torch.cat([model(row[None]) for row in x]), model(x))
+    assert (model(x.flatten(0, 1)[None]).reshape(4, 5, 16) - model(x)).abs().max() > 1e-4  # but at its own tokens

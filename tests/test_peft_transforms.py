@@ -9,13 +9,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import deltaw
 from deltaw import Plan
 from deltaw.errors import StateMismatch
-from deltaw.methods import C3A, FourierFT, WaveFT
+from deltaw.methods import C3A, FourierFT, Lily, WaveFT
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -58,9 +58,10 @@ MODELS = {"llama": llama, "gpt2": gpt2, "odd": odd}
 
 
 def out(model):
+    """Row by row: what a row gives may not depend on the others, as in PEFT's Lily it does."""
     with torch.no_grad():
-        y = model(IDS)
-    return getattr(y, "logits", y)
+        found = [model(IDS[k : k + 1]) for k in range(len(IDS))]
+    return torch.cat([getattr(y, "logits", y) for y in found])
 
 
 def shake(tensors, size=0.1):
@@ -81,6 +82,8 @@ OURS = [
     ("odd", WaveFT(k=200), BOTH),
     ("llama", C3A(b=8), {"overrides": {"q_proj": {"b": 16}}}),
     ("llama", C3A(b=16, init="zeros"), {"train_modules": ["norm"]}),
+    ("llama", Lily(r=4), {"targets": ["q_proj", "down_proj"]}),
+    ("llama", Lily(r=4, stride_A=2, num_B=3, scaling=2.0), {}),
 ]
 
 
@@ -131,6 +134,7 @@ THEIRS = [
     ("odd", C("WaveFTConfig", target_modules=["up", "down"], n_frequency=300, init_weights=False)),
     ("llama", C("C3AConfig", target_modules=QV, block_size=8, block_size_pattern={"v_proj": 16})),
     ("llama", C("C3AConfig", target_modules=QV, block_size=4, init_weights=True)),
+    ("llama", C("LilyConfig", target_modules=QV, r=4, stride_A=2, num_B=3, scaling=0.5)),
 ]
 
 
@@ -180,3 +184,29 @@ def test_other_positions_than_peft_draws_are_saved_natively(tmp_path):
     again = llama()
     deltaw.load(again, tmp_path)
     assert torch.equal(out(again), out(model))
+
+
+@pytest.mark.parametrize(
+    "plan", [{"targets": ["up_proj", "gate_proj"], "exclude": ["0.mlp.up_proj"]}, {"layers": [1, 2]}], ids=["names", "layers"]
+)
+def test_lily_that_peft_would_tie_otherwise_is_saved_natively(plan, tmp_path):
+    """With stride_A = 2 PEFT counts the adapted layers, we count the model's."""
+    model = llama()
+    adapted = deltaw.attach(model, Plan(Lily(r=4, stride_A=2), **plan))
+    shake(adapted.trainable().values())
+    adapted.save(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    assert "share" in json.load(open(tmp_path / "deltaw.json"))["peft"]["reason"]
+    again = llama()
+    deltaw.load(again, tmp_path)
+    assert torch.equal(out(again), out(model))
+
+
+def test_lily_with_copies_that_differ_is_refused(tmp_path):
+    config = peft.LilyConfig(target_modules=QV, r=4, stride_A=2)
+    peft.get_peft_model(llama(), config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors["base_model.model.model.layers.1.self_attn.q_proj.lily_A.weight"] += 1.0
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(StateMismatch, match=r"layers\.1\.self_attn\.q_proj: its A"):
+        deltaw.load(llama(), tmp_path)

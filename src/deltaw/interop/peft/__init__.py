@@ -8,6 +8,7 @@ from . import (  # noqa: F401  (each registers its dialect)
     hira,
     hra,
     ia3,
+    lily,
     loha,
     lokr,
     lora,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...spec import Method
-from .dialect import LINEAR, Dialect, P, dialect, new
+from .dialect import LINEAR, Dialect, P, dialect, new, no_anchors
 
 
 @dialect
@@ -24,3 +24,6 @@ class C3A(Dialect):
 
     def method(self, f: dict[str, Any]) -> Method:
         return new("c3a", b=f.get("block_size", 256))
+
+    def check(self, adapted: Any, config: dict[str, Any]) -> None:
+        no_anchors(config, "block_size_pattern")

@@ -9,7 +9,7 @@ import torch
 from ...files.foreign import Inexpressible
 from ...plan import Assignment
 from ...spec import Method, Start
-from .dialect import DENSE, Dialect, P, new, plain
+from .dialect import DENSE, Dialect, P, new, no_anchors, plain
 
 
 class Drawn(Dialect):
@@ -28,6 +28,9 @@ class Drawn(Dialect):
     def method(self, f: dict[str, Any]) -> Method:
         f = {**self.usual, **f}
         return new(self.methods[0], k=f["n_frequency"], s=f["scaling"], seed=f["random_loc_seed"])
+
+    def check(self, adapted: Any, config: dict[str, Any]) -> None:
+        no_anchors(config, "n_frequency_pattern")
 
     def pack(self, a: Assignment, p: P) -> P:
         own = p["I"]
