@@ -10,7 +10,7 @@ import torch
 import deltaw
 from deltaw import Plan
 from deltaw.errors import ShapeError, SpecError
-from deltaw.methods import C3A, QWHA, FourierFT, Lily, LoCA
+from deltaw.methods import C3A, QWHA, BoneBat, DiaBlo, FourierFT, Lily, LoCA, MiSS
 from deltaw.methods.transforms import Between, Coefficients, Cosine, Haar, Spectrum, Walsh, paley
 from deltaw.spec import from_config
 from deltaw.testing.laws import Case
@@ -234,3 +234,41 @@ def test_lily_does_not_look_at_other_rows():
     case.attach(model)
     near(torch.cat([model(row[None]) for row in x]), model(x))
     assert (model(x.flatten(0, 1)[None]).reshape(4, 5, 16) - model(x)).abs().max() > 1e-4  # but at its own tokens
+
+
+# ---- blocks and shards
+
+
+def change_of(method, m, n):
+    """(the adapter's tensors at one m x n layer, its change of the weight)."""
+    case = Case(method)
+    adapted = case.attach(case.one(m, n))
+    ((_, L, W),) = case.affine(adapted, case.x(3, n))
+    return {k.rpartition(".")[2]: t for k, t in adapted.state().items()}, (L.op.dense() - W.dense()).detach(), W.dense().detach()
+
+
+def test_diablo_changes_the_diagonal_blocks_only():
+    """10 x 7 with N = 3: blocks of 4 outputs and 3 inputs, cut at the end; and the rank can be full."""
+    p, change, _ = change_of(DiaBlo(N=3), 10, 7)
+    assert p["D"].shape == (3, 3, 4)
+    inside = torch.zeros(10, 7, dtype=torch.bool)
+    for k in range(3):
+        inside[4 * k : 4 * k + 4, 3 * k : 3 * k + 3] = True
+    assert not change[~inside].any() and change[inside].all()
+    assert torch.linalg.matrix_rank(change_of(DiaBlo(N=4), 16, 16)[1]) == 16
+
+
+def test_bat_can_be_undone_block_by_block():
+    """W = (W' - D) (I + D)^-1."""
+    p, change, W = change_of(BoneBat(r=4), 12, 8)
+    for i, D in enumerate(p["D"].detach()):
+        for j in range(2):
+            at = slice(4 * i, 4 * i + 4), slice(4 * j, 4 * j + 4)
+            near((W[at] + change[at] - D) @ torch.linalg.inv(torch.eye(4, dtype=F64) + D), W[at], 1e-10)
+
+
+def test_shards_are_the_fast_axis():
+    p, change, _ = change_of(MiSS(r=4), 6, 10)
+    for j in range(10):
+        near(change[:, j], p["D"].detach()[j % 4])
+    assert torch.linalg.matrix_rank(change) <= 4

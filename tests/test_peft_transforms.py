@@ -15,7 +15,7 @@ from torch import nn
 import deltaw
 from deltaw import Plan
 from deltaw.errors import StateMismatch
-from deltaw.methods import C3A, FourierFT, Lily, WaveFT
+from deltaw.methods import C3A, BoneBat, Drop, FourierFT, Lily, MiSS, WaveFT
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -84,6 +84,10 @@ OURS = [
     ("llama", C3A(b=16, init="zeros"), {"train_modules": ["norm"]}),
     ("llama", Lily(r=4), {"targets": ["q_proj", "down_proj"]}),
     ("llama", Lily(r=4, stride_A=2, num_B=3, scaling=2.0), {}),
+    ("llama", MiSS(r=8), {}),
+    ("llama", Drop(MiSS(r=5, mini_r=4), p=0.2), {}),
+    ("odd", MiSS(r=5), BOTH),
+    ("llama", BoneBat(r=8), {}),
 ]
 
 
@@ -134,6 +138,10 @@ THEIRS = [
     ("odd", C("WaveFTConfig", target_modules=["up", "down"], n_frequency=300, init_weights=False)),
     ("llama", C("C3AConfig", target_modules=QV, block_size=8, block_size_pattern={"v_proj": 16})),
     ("llama", C("C3AConfig", target_modules=QV, block_size=4, init_weights=True)),
+    ("llama", C("MissConfig", target_modules=QV, r=8, miss_dropout=0.1)),
+    ("odd", C("MissConfig", target_modules=["up", "down"], r=4, init_weights=False)),
+    ("llama", C("MissConfig", target_modules=QV, r=6, init_weights="mini", mini_r=4)),
+    ("llama", C("MissConfig", target_modules=QV, r=4, init_weights="bat")),
     ("llama", C("LilyConfig", target_modules=QV, r=4, stride_A=2, num_B=3, scaling=0.5)),
 ]
 
@@ -164,6 +172,8 @@ REFUSED = [
     (C("WaveFTConfig", target_modules=QV, n_frequency=50, use_idwt=False), "use_idwt"),
     (C("WaveFTConfig", target_modules=QV, n_frequency=50, proportional_parameters=True), "proportional_parameters"),
     (C("C3AConfig", target_modules=QV, block_size=8, bias="c3a_only"), "bias"),
+    (C("MissConfig", target_modules=QV, r=8, bias="all"), "bias"),
+    (C("MissConfig", target_modules=QV, r=8, init_weights="bat", miss_dropout=0.1), "miss_dropout"),
 ]
 
 
@@ -172,6 +182,24 @@ def test_options_that_change_the_mathematics_are_refused_by_name(config, word, t
     peft.get_peft_model(llama(), config()).save_pretrained(tmp_path)
     with pytest.raises(StateMismatch, match=word):
         deltaw.load(llama(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "method, plan, words",
+    [(Drop(BoneBat(r=8)), {}, "dropout"), (MiSS(r=8), {"overrides": {"q_proj": {"r": 4}}}, "one value of r"),
+     (MiSS(r=8), {"overrides": {"q_proj": BoneBat(r=8)}}, "one value of init_weights"), (Drop(C3A(b=8)), {}, "dropout"),
+     (MiSS(r=8), {"targets": ["embed_tokens"]}, "embedding")],
+)  # fmt: skip
+def test_what_peft_cannot_hold_is_native_with_the_reason(method, plan, words, tmp_path):
+    model = llama()
+    adapted = deltaw.attach(model, Plan(method, **plan))
+    shake(adapted.trainable().values())
+    adapted.save(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    assert words in json.load(open(tmp_path / "deltaw.json"))["peft"]["reason"]
+    again = llama()
+    deltaw.load(again, tmp_path)
+    assert torch.equal(out(again), out(model))
 
 
 def test_other_positions_than_peft_draws_are_saved_natively(tmp_path):

@@ -12,6 +12,7 @@ from . import (  # noqa: F401  (each registers its dialect)
     loha,
     lokr,
     lora,
+    miss,
     road,
     shira,
     vera,
