@@ -15,7 +15,7 @@ from torch import nn
 import deltaw
 from deltaw import Plan
 from deltaw.errors import StateMismatch
-from deltaw.methods import C3A, BoneBat, Drop, FourierFT, Lily, MiSS, WaveFT
+from deltaw.methods import C3A, BoneBat, Drop, FourierFT, GLoRA, Lily, MiSS, PEANuT, WaveFT
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -88,6 +88,13 @@ OURS = [
     ("llama", Drop(MiSS(r=5, mini_r=4), p=0.2), {}),
     ("odd", MiSS(r=5), BOTH),
     ("llama", BoneBat(r=8), {}),
+    ("llama", GLoRA(r=4), {}),
+    ("odd", GLoRA(r=4, C="vector", D_E="vector"), BOTH),
+    ("odd", GLoRA(A_B="vector", D_E="none"), BOTH),
+    ("odd", GLoRA(r=2, A_B="constant", C="none"), BOTH),
+    ("odd", GLoRA(r=2, A_B="none"), {"targets": ["up"]}),
+    ("llama", PEANuT(r=4), {}),
+    ("odd", PEANuT(r=3, depth=2, s=0.5), BOTH),
 ]
 
 
@@ -142,6 +149,11 @@ THEIRS = [
     ("odd", C("MissConfig", target_modules=["up", "down"], r=4, init_weights=False)),
     ("llama", C("MissConfig", target_modules=QV, r=6, init_weights="mini", mini_r=4)),
     ("llama", C("MissConfig", target_modules=QV, r=4, init_weights="bat")),
+    ("odd", C("GloraConfig", target_modules=["up", "down"], r=3)),
+    ("odd", C("GloraConfig", target_modules=["up", "down"], config_A_B="vector", config_C="vector", config_D_E="vector")),
+    ("llama", C("GloraConfig", target_modules=QV, config_A_B="constant", config_C="none", config_D_E="none")),
+    ("llama", C("PeanutConfig", target_modules=QV, r=4, depth=1, scaling=2.0)),
+    ("odd", C("PeanutConfig", target_modules=["up", "down"], r=3)),
     ("llama", C("LilyConfig", target_modules=QV, r=4, stride_A=2, num_B=3, scaling=0.5)),
 ]
 
@@ -173,6 +185,8 @@ REFUSED = [
     (C("WaveFTConfig", target_modules=QV, n_frequency=50, proportional_parameters=True), "proportional_parameters"),
     (C("C3AConfig", target_modules=QV, block_size=8, bias="c3a_only"), "bias"),
     (C("MissConfig", target_modules=QV, r=8, bias="all"), "bias"),
+    (C("GloraConfig", target_modules=QV, bias="all"), "bias"),
+    (C("PeanutConfig", target_modules=QV, r=4, act_fn="gelu"), "act_fn"),
     (C("MissConfig", target_modules=QV, r=8, init_weights="bat", miss_dropout=0.1), "miss_dropout"),
 ]
 

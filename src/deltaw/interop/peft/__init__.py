@@ -4,6 +4,7 @@ from ...files.foreign import FOREIGN
 from . import (  # noqa: F401  (each registers its dialect)
     c3a,
     fourierft,
+    glora,
     gralora,
     hira,
     hra,
@@ -13,6 +14,7 @@ from . import (  # noqa: F401  (each registers its dialect)
     lokr,
     lora,
     miss,
+    peanut,
     road,
     shira,
     vera,
