@@ -10,7 +10,7 @@ import torch
 import deltaw
 from deltaw import Plan
 from deltaw.errors import ShapeError, SpecError
-from deltaw.methods import C3A, QWHA, BoneBat, DiaBlo, FourierFT, Lily, LoCA, MiSS
+from deltaw.methods import C3A, DEFT, QWHA, BoneBat, DeLoRA, DiaBlo, FourierFT, Lily, LoCA, MiSS, PaRa
 from deltaw.methods.transforms import Between, Coefficients, Cosine, Haar, Spectrum, Walsh, paley
 from deltaw.spec import from_config
 from deltaw.testing.laws import Case
@@ -272,3 +272,53 @@ def test_shards_are_the_fast_axis():
     for j in range(10):
         near(change[:, j], p["D"].detach()[j % 4])
     assert torch.linalg.matrix_rank(change) <= 4
+
+
+# ---- DeLoRA, DEFT and PaRa
+
+
+def test_delora_keeps_within_its_strength():
+    case = Case(DeLoRA(r=4, strength=3.0))
+    model, x = case.one(), case.x()
+    adapted = case.attach(model, move=False)
+    optimizer = adapted.optimizer(lr=0.3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (model(x) - 10.0).square().mean().backward()
+        optimizer.step()
+        ((_, L, W),) = case.affine(adapted, x)
+        scaled = (L.op.dense() - W.dense()) / W.dense().square().sum(0).sqrt()
+        bound = float(adapted.state()["blocks.0.l"].detach().abs())
+        assert 0 < float(scaled.detach().square().sum().sqrt()) <= bound * (1 + 1e-9)
+
+
+def test_the_twin_takes_the_start_off_again():
+    case = Case(DeLoRA(r=4, twin=True))
+    model, x = case.tiny(), case.x()
+    before = model(x)
+    adapted = case.attach(model, move=False)
+    near(model(x), before, 1e-10)
+    state = adapted.state()
+    assert state["blocks.0.sq.B"].abs().min() > 0 and torch.equal(state["blocks.0.sq.B"], state["blocks.0.sq.B0"])
+    assert not state["blocks.0.sq.B0"].requires_grad
+    before = {k: t.detach().clone() for k, t in state.items()}
+    model(x).square().sum().backward()
+    adapted.optimizer(lr=0.1).step()
+    assert {k.rpartition(".")[2] for k, t in adapted.state().items() if not torch.equal(t, before[k])} == {"A", "B", "l"}
+
+
+def test_para_removes_r_dimensions_of_outputs():
+    p, change, W = change_of(PaRa(r=3), 16, 16)
+    assert torch.linalg.matrix_rank(change) == 3 and torch.linalg.matrix_rank(W + change) == 13
+    near(p["P"].detach().mT @ (W + change), torch.zeros(3, 16, dtype=F64))
+
+
+def test_deft_writes_anything_into_its_subspace():
+    """With "qr", Qᵀ W' = s R whatever W was, and the rest of W is left alone."""
+    method = DEFT(r=3, alpha=6.0, decomposition="qr")
+    p, change, W = change_of(method, 16, 16)
+    Q = torch.linalg.qr(p["P"].detach()).Q
+    near(Q.mT @ (W + change), 2.0 * p["R"].detach())
+    rest = torch.eye(16, dtype=F64) - Q @ Q.mT
+    near(rest @ (W + change), rest @ W)
+    assert torch.linalg.matrix_rank(change) == 3

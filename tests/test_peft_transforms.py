@@ -15,7 +15,7 @@ from torch import nn
 import deltaw
 from deltaw import Plan
 from deltaw.errors import StateMismatch
-from deltaw.methods import C3A, BoneBat, Drop, FourierFT, GLoRA, Lily, MiSS, PEANuT, WaveFT
+from deltaw.methods import C3A, DEFT, BoneBat, DeLoRA, Drop, FourierFT, GLoRA, Lily, MiSS, PaRa, PEANuT, WaveFT
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -95,6 +95,13 @@ OURS = [
     ("odd", GLoRA(r=2, A_B="none"), {"targets": ["up"]}),
     ("llama", PEANuT(r=4), {}),
     ("odd", PEANuT(r=3, depth=2, s=0.5), BOTH),
+    ("llama", DeLoRA(r=4), {"overrides": {"q_proj": {"r": 2}, "0.self_attn.k_proj": {"strength": 3.0}}}),
+    ("odd", Drop(DeLoRA(r=4, strength=2.5), p=0.3), BOTH),
+    ("llama", DEFT(r=4), {}),
+    ("gpt2", DEFT(r=4, alpha=6.0, decomposition="qr"), ATT),
+    ("odd", DEFT(r=4, alpha=2.0), BOTH),
+    ("llama", PaRa(r=4), {}),
+    ("gpt2", PaRa(r=4, decomposition="relu"), ATT),
 ]
 
 
@@ -154,6 +161,13 @@ THEIRS = [
     ("llama", C("GloraConfig", target_modules=QV, config_A_B="constant", config_C="none", config_D_E="none")),
     ("llama", C("PeanutConfig", target_modules=QV, r=4, depth=1, scaling=2.0)),
     ("odd", C("PeanutConfig", target_modules=["up", "down"], r=3)),
+    ("llama", C("DeloraConfig", target_modules=QV, r=4, rank_pattern={"v_proj": 2}, lambda_pattern={"q_proj": 5})),
+    ("odd", C("DeloraConfig", target_modules=["up", "down"], r=4, module_dropout=0.2, init_weights=False)),
+    ("llama", C("DeftConfig", target_modules=QV, r=4)),
+    ("gpt2", C("DeftConfig", target_modules=["c_attn"], r=4, alpha=3, decomposition_method="qr", fan_in_fan_out=True)),
+    ("odd", C("DeftConfig", target_modules=["up", "down"], r=4, init_weights=False, init_scale=0.1)),
+    ("odd", C("DeftConfig", target_modules=["up", "down"], r=4, para=True)),
+    ("llama", C("DeftConfig", target_modules=QV, r=4, para=True, decomposition_method="qr")),
     ("llama", C("LilyConfig", target_modules=QV, r=4, stride_A=2, num_B=3, scaling=0.5)),
 ]
 
@@ -186,6 +200,9 @@ REFUSED = [
     (C("C3AConfig", target_modules=QV, block_size=8, bias="c3a_only"), "bias"),
     (C("MissConfig", target_modules=QV, r=8, bias="all"), "bias"),
     (C("GloraConfig", target_modules=QV, bias="all"), "bias"),
+    (C("DeloraConfig", target_modules=QV, bias="all"), "bias"),
+    (C("DeftConfig", target_modules=QV, bias="all"), "bias"),
+    (C("DeftConfig", target_modules=QV, deft_dropout=0.1), "deft_dropout"),
     (C("PeanutConfig", target_modules=QV, r=4, act_fn="gelu"), "act_fn"),
     (C("MissConfig", target_modules=QV, r=8, init_weights="bat", miss_dropout=0.1), "miss_dropout"),
 ]
@@ -202,6 +219,7 @@ def test_options_that_change_the_mathematics_are_refused_by_name(config, word, t
     "method, plan, words",
     [(Drop(BoneBat(r=8)), {}, "dropout"), (MiSS(r=8), {"overrides": {"q_proj": {"r": 4}}}, "one value of r"),
      (MiSS(r=8), {"overrides": {"q_proj": BoneBat(r=8)}}, "one value of init_weights"), (Drop(C3A(b=8)), {}, "dropout"),
+     (DeLoRA(r=4, twin=True), {}, "twin"), (Drop(DEFT(r=4)), {}, "dropout"),
      (MiSS(r=8), {"targets": ["embed_tokens"]}, "embedding")],
 )  # fmt: skip
 def test_what_peft_cannot_hold_is_native_with_the_reason(method, plan, words, tmp_path):

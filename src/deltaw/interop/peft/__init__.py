@@ -3,6 +3,8 @@
 from ...files.foreign import FOREIGN
 from . import (  # noqa: F401  (each registers its dialect)
     c3a,
+    deft,
+    delora,
     fourierft,
     glora,
     gralora,
