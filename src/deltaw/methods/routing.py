@@ -52,7 +52,7 @@ def keep_largest(w: Tensor, k: int) -> Tensor:
 class Pooled(Map):
     """y = L(x) + h (sum_e p_e B_e), h = A x, p the mean of softmax(R h) over the tokens of a row of the batch."""
 
-    pools = True  # what a token gets depends on the other tokens of its row
+    mixes_tokens = True  # what a token gets depends on the other tokens of its row
 
     def __init__(self, L: Affine, A: Tensor, R: Tensor, B: Tensor):
         self.L, self.A, self.R, self.B = L, as_op(A), as_op(R), B

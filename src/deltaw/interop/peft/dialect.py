@@ -20,7 +20,6 @@ class Dialect:
 
     names: our tensor -> the part of PEFT's key behind "base_model.model.SITE."; shared: the same for model-wide ones.
     apart: tensors that PEFT keeps elsewhere than in adapter_model.safetensors. targets: sites are named in the file.
-    copies: tensors that several sites share here are written at each of these sites by PEFT.
     neutral: PEFT fields that must have one of the listed values, because others change the mathematics.
     """
 
@@ -31,7 +30,6 @@ class Dialect:
     shared: ClassVar[dict[str, str]] = {}
     apart: ClassVar[frozenset[str]] = frozenset()
     targets: ClassVar[bool] = True
-    copies: ClassVar[bool] = False
     dropout: ClassVar[str | None] = None
     patterns: ClassVar[dict[str, str]] = {}
     handled: ClassVar[frozenset[str]] = frozenset()
@@ -61,6 +59,14 @@ class Dialect:
     def unpack(self, a: Assignment, t: P, own: P) -> P:
         """The tensors of a site back; `own` has ours, for their names and shapes."""
         return {k: t[self.names[k]].reshape(v.shape) for k, v in own.items()}
+
+    def pack_shared(self, adapted: Any, state: P) -> P:
+        """The tensors that sites share, by PEFT's whole keys."""
+        return {theirs: state[ours] for ours, theirs in self.shared.items() if ours in state}
+
+    def unpack_shared(self, adapted: Any, t: P, state: P) -> P:
+        """The inverse: ours by the keys of `state`, which has them for their names and shapes."""
+        return {ours: t[theirs] for ours, theirs in self.shared.items() if ours in state}
 
     def config(self, adapted: Any, fields: dict[str, Any], directory: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """(the method's part of the configuration, further files), where names of targets are not the way to say it."""

@@ -73,16 +73,12 @@ class PeftFormat:
                 if why := d.refusal(a):
                     raise Inexpressible(f"{a.site.name}: {why}")
                 inner, rate = bare(a.method)
-                p |= _shared(state, a.site.name, adapted) if d.copies else {}
                 fields = d.fields(inner, p) | ({d.dropout: rate} if d.dropout else {})
                 main.append((a, fields))
                 bared = Assignment(a.site, inner, a.shares, a.flip)
                 found = d.pack(bared, {k: v for k, v in p.items() if k not in d.apart})
             out |= {f"{PREFIX}{a.site.name}.{k}": v for k, v in found.items()}
-        for ours, theirs in d.shared.items():
-            if ours in state:
-                out[theirs] = state[ours]
-        return main, out
+        return main, out | d.pack_shared(adapted, state)
 
     def _config(self, adapted: Adapted, d: Dialect, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
         model, kept = adapted.model, adapted.__dict__.get("kept", {}).get("peft", {})
@@ -174,14 +170,9 @@ class PeftFormat:
                 found = {"v": here[TOKENS], "v0": W.cols(ids.to(W.like.device)).detach().to(own["v0"]), "i": ids}
             else:
                 own = {k: v for k, v in own.items() if k not in d.apart}
-                copies = _shared(state, a.site.name, adapted) if d.copies else {}
-                found = d.unpack(Assignment(a.site, bare(a.method)[0], None, a.flip), here, own | copies)
-                for word in copies:
-                    key, value = adapted.entries()[a.site.name].shared[word][0], found.pop(word)
-                    if not torch.equal(out.setdefault(key, value), value):
-                        raise StateMismatch(f"{a.site.name}: its {word} differs from the one it shares here, '{key}'")
+                found = d.unpack(Assignment(a.site, bare(a.method)[0], None, a.flip), here, own)
             out |= {f"{a.site.name}.{k}": v for k, v in found.items()}
-        return out | {ours: tensors[theirs] for ours, theirs in d.shared.items() if ours in state}
+        return out | d.unpack_shared(adapted, tensors, state)
 
     def plan(self, saved: Saved, model: nn.Module) -> tuple[Plan, dict[str, Any]]:
         return plan_of(saved, model)
@@ -194,13 +185,6 @@ def _of(state: Named, site: str, adapted: Adapted) -> Named:
     """The tensors of one site by their own names."""
     entry = adapted.entries().get(site)
     return {} if entry is None else {k: state[f"{site}.{k}"] for k in entry.own}
-
-
-def _shared(state: Named, site: str, adapted: Adapted) -> Named:
-    """The tensors that a site shares with others, by their own names, as large as the site wants them."""
-    entry = adapted.entries().get(site)
-    found = {} if entry is None else entry.shared
-    return {k: state[key][tuple(slice(0, n) for n in shape)] for k, (key, shape) in found.items()}
 
 
 def _tokens(a: Assignment, adapted: Adapted) -> bool:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import torch
+
+from ...errors import StateMismatch
 from ...files.foreign import Inexpressible
 from ...plan import Assignment
 from ...spec import Method, Param
+from .config import PREFIX
 from .dialect import Dialect, P, dialect, new
 
 
@@ -20,7 +24,6 @@ class Lily(Dialect):
     methods = ("lily",)
     kinds = frozenset({"linear"})
     names = {"A": "lily_A.weight", "B": "lily_B.weight", "R": "lily_router.weight"}
-    copies = True
     handled = frozenset({"r", "stride_A", "num_B", "scaling"})
     ignored = frozenset({"init_weights"})
 
@@ -31,8 +34,24 @@ class Lily(Dialect):
         return new("lily", r=f.get("r", 32), stride_A=f.get("stride_A", 1), num_B=f.get("num_B", 2),
                    scaling=f.get("scaling", 1.0))  # fmt: skip
 
-    def pack(self, a: Assignment, p: P) -> P:
-        return {self.names[k]: v.flatten(0, 1) if k == "B" else v for k, v in p.items()}
+    def pack_shared(self, adapted: Any, state: P) -> P:
+        return {theirs: state[ours].reshape(shape) for theirs, (ours, shape) in self.copies(adapted).items()}
+
+    def unpack_shared(self, adapted: Any, t: P, state: P) -> P:
+        out: P = {}
+        for theirs, (ours, _) in self.copies(adapted).items():
+            value = t[theirs].reshape(state[ours].shape)
+            if not torch.equal(out.setdefault(ours, value), value):
+                raise StateMismatch(f"'{theirs}' differs from what its site shares with others here, '{ours}'")
+        return out
+
+    def copies(self, adapted: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """PEFT's key at every site -> (ours for the shared tensor, its shape as a matrix)."""
+        return {
+            f"{PREFIX}{site}.{self.names[word]}": (key, (-1, shape[-1]))
+            for site, entry in adapted.entries().items()
+            for word, (key, shape) in entry.shared.items()
+        }
 
     def check(self, adapted: Any, config: dict[str, Any]) -> None:
         """PEFT, loading this, has to tie what is tied here and nothing else."""

@@ -118,14 +118,13 @@ def shapes_fit_or_are_refused(case: Case) -> str:
 
 @law()
 def expression_ignores_the_route(case: Case) -> None:
-    """The same map whether the layer is called with one vector, a batch, or a batch of sequences; where a token's share
-    depends on the other tokens of its row (a signal, a pooled router), whole rows are what may be taken apart."""
+    """The same map whether the layer is called with one vector, a batch, or a batch of sequences. What looks at a whole row
+    by definition, because it reads a signal or mixes tokens, is at least the same for every row."""
     model, x = case.tiny(), case.x(2, 3, 16)
     adapted = case.attach(model)
     whole = model(x)
-    if any(e.signals for e in adapted.entries().values()) or any(
-        getattr(L, "pools", False) for _, L, _ in case.layers(adapted, x)
-    ):
+    mixes = any(getattr(L, "mixes_tokens", False) for _, L, _ in case.layers(adapted, x))
+    if mixes or any(e.signals for e in adapted.entries().values()):
         close("rows", torch.stack([model(x[k : k + 1])[0] for k in range(2)]), whole, case.tol)
         return
     close("vectors", torch.stack([model(v) for v in x.flatten(0, 1)]), whole.flatten(0, 1), case.tol)

@@ -62,7 +62,7 @@ def exports_where_it_is_exact(case: Case) -> str:
     y = model(x).detach()
     try:
         lora = adapted.to_lora()
-    except NotLinear as refusal:  # of which NotMergeable is one: no map, or no linear one
+    except (NotLinear, NotMergeable) as refusal:
         try:
             cut = adapted.to_lora(rank=2)
         except DeltawError:
