@@ -15,10 +15,29 @@ from torch import nn
 import deltaw
 from deltaw import Plan
 from deltaw.errors import StateMismatch
-from deltaw.methods import C3A, DEFT, BoneBat, DeLoRA, Drop, FourierFT, GLoRA, Lily, MiSS, PaRa, PEANuT, WaveFT
+from deltaw.methods import (
+    C3A,
+    DEFT,
+    BDLoRA,
+    BoneBat,
+    DeLoRA,
+    Drop,
+    FourierFT,
+    GLoRA,
+    KaSA,
+    Lily,
+    LoRA,
+    MiCA,
+    MiSS,
+    PaRa,
+    PEANuT,
+    WaveFT,
+)
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 IDS = torch.arange(24).reshape(2, 12)
 
@@ -98,6 +117,12 @@ OURS = [
     ("llama", DeLoRA(r=4), {"overrides": {"q_proj": {"r": 2}, "0.self_attn.k_proj": {"strength": 3.0}}}),
     ("odd", Drop(DeLoRA(r=4, strength=2.5), p=0.3), BOTH),
     ("llama", DEFT(r=4), {}),
+    ("llama", MiCA(r=4, alpha=6.0), {"overrides": {"q_proj": {"r": 2}}}),
+    ("odd", Drop(MiCA(r=4), p=0.2), BOTH),
+    ("llama", KaSA(r=4, alpha=6.0), {"overrides": {"q_proj": {"r": 2}}}),
+    ("odd", KaSA(r=4), BOTH),
+    ("llama", BDLoRA(r=4, nblocks=2), {"overrides": {"o_proj": {"side": "A"}, "down_proj": {"side": "A"}}}),
+    ("llama", Drop(BDLoRA(r=4, nblocks=4, side="A"), p=0.1), {"targets": ["down_proj"]}),
     ("gpt2", DEFT(r=4, alpha=6.0, decomposition="qr"), ATT),
     ("odd", DEFT(r=4, alpha=2.0), BOTH),
     ("llama", PaRa(r=4), {}),
@@ -164,6 +189,10 @@ THEIRS = [
     ("llama", C("DeloraConfig", target_modules=QV, r=4, rank_pattern={"v_proj": 2}, lambda_pattern={"q_proj": 5})),
     ("odd", C("DeloraConfig", target_modules=["up", "down"], r=4, module_dropout=0.2, init_weights=False)),
     ("llama", C("DeftConfig", target_modules=QV, r=4)),
+    ("llama", C("LoraConfig", target_modules=QV, r=4, init_lora_weights="mica", rank_pattern={"v_proj": 2})),
+    ("llama", C("LoraConfig", target_modules=QV, r=4, lora_alpha=6, kasa_config=KasaConfig(beta=0.1))),
+    ("llama", C("LoraConfig", target_modules=["q_proj", "o_proj"], r=4, lora_dropout=0.1, use_bdlora=BdLoraConfig(
+        target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj"], nblocks=2))),
     ("gpt2", C("DeftConfig", target_modules=["c_attn"], r=4, alpha=3, decomposition_method="qr", fan_in_fan_out=True)),
     ("odd", C("DeftConfig", target_modules=["up", "down"], r=4, init_weights=False, init_scale=0.1)),
     ("odd", C("DeftConfig", target_modules=["up", "down"], r=4, para=True)),
@@ -201,6 +230,8 @@ REFUSED = [
     (C("MissConfig", target_modules=QV, r=8, bias="all"), "bias"),
     (C("GloraConfig", target_modules=QV, bias="all"), "bias"),
     (C("DeloraConfig", target_modules=QV, bias="all"), "bias"),
+    (C("LoraConfig", target_modules=QV, kasa_config=KasaConfig(), use_rslora=True), "use_rslora"),
+    (C("LoraConfig", target_modules=QV, use_bdlora=BdLoraConfig(target_modules_bd_a=["q_proj"], match_strict=False)), "v_proj"),
     (C("DeftConfig", target_modules=QV, bias="all"), "bias"),
     (C("DeftConfig", target_modules=QV, deft_dropout=0.1), "deft_dropout"),
     (C("PeanutConfig", target_modules=QV, r=4, act_fn="gelu"), "act_fn"),
@@ -219,6 +250,9 @@ def test_options_that_change_the_mathematics_are_refused_by_name(config, word, t
     "method, plan, words",
     [(Drop(BoneBat(r=8)), {}, "dropout"), (MiSS(r=8), {"overrides": {"q_proj": {"r": 4}}}, "one value of r"),
      (MiSS(r=8), {"overrides": {"q_proj": BoneBat(r=8)}}, "one value of init_weights"), (Drop(C3A(b=8)), {}, "dropout"),
+     (KaSA(r=4), {"overrides": {"q_proj": LoRA(r=4)}}, "one value of kasa_config"),
+     (LoRA(r=4), {"overrides": {"q_proj": KaSA(r=4)}}, "one value of kasa_config"),
+     (BDLoRA(r=4, nblocks=2), {"overrides": {"0.self_attn.q_proj": {"side": "A"}}}, "cannot tell its side"), (MiCA(r=4), {"targets": ["embed_tokens"]}, "embedding"),
      (DeLoRA(r=4, twin=True), {}, "twin"), (Drop(DEFT(r=4)), {}, "dropout"),
      (MiSS(r=8), {"targets": ["embed_tokens"]}, "embedding")],
 )  # fmt: skip

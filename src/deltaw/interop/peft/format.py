@@ -113,7 +113,7 @@ class PeftFormat:
         for field, pattern in d.patterns.items():
             config[pattern] = rules.patterns({n: f[field] for n, f in sites.items()}, usual[field])
         for n, f in sites.items():
-            if bad := [k for k in usual if f[k] != usual[k] and k not in d.patterns]:
+            if bad := [k for k in {**usual, **f} if k != "side" and f.get(k) != usual.get(k) and k not in d.patterns]:
                 raise Inexpressible(f"{n}: PEFT has one value of {', '.join(bad)} for all sites of a {d.type}")
         if "bias" in d.neutral:
             config["bias"] = "none"
