@@ -10,7 +10,23 @@ import torch
 import deltaw
 from deltaw import Plan
 from deltaw.errors import ShapeError, SpecError
-from deltaw.methods import C3A, DEFT, QWHA, BoneBat, DeLoRA, DiaBlo, FourierFT, Lily, LoCA, MiSS, PaRa
+from deltaw.methods import (
+    C3A,
+    DEFT,
+    QWHA,
+    BDLoRA,
+    BoneBat,
+    DeLoRA,
+    DiaBlo,
+    FourierFT,
+    KaSA,
+    Lily,
+    LoCA,
+    MiCA,
+    MiSS,
+    PaRa,
+    QALoRA,
+)
 from deltaw.methods.transforms import Between, Coefficients, Cosine, Haar, Spectrum, Walsh, paley
 from deltaw.spec import from_config
 from deltaw.testing.laws import Case
@@ -322,3 +338,39 @@ def test_deft_writes_anything_into_its_subspace():
     rest = torch.eye(16, dtype=F64) - Q @ Q.mT
     near(rest @ (W + change), rest @ W)
     assert torch.linalg.matrix_rank(change) == 3
+
+
+# ---- variants of LoRA
+
+
+def test_qalora_moves_zero_points_only():
+    """W = scale (q - z) in groups of 4 inputs: W' has the same scales and integers and other zero points."""
+    _, change, W = change_of(QALoRA(r=3, group_size=4), 12, 8)
+    groups, moved = W.reshape(12, 2, 4), (W + change).reshape(12, 2, 4)
+    near(change.reshape(12, 2, 4).std(-1), torch.zeros(12, 2, dtype=F64))
+    low, step = groups.amin(-1, keepdim=True), (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
+    near((moved - moved.amin(-1, keepdim=True)) / step, (groups - low) / step, 1e-10)
+
+
+def test_kasa_starts_from_the_base_without_its_noise():
+    case = Case(KaSA(r=4))
+    model, x = case.one(), case.x()
+    case.attach(model, move=False)
+    U, S, V = torch.linalg.svd(model.blocks[0].weight.detach(), full_matrices=False)
+    near(model(x), x @ ((U[:, :12] * S[:12]) @ V[:12]).mT + model.blocks[0].bias, 1e-10)
+
+
+def test_mica_trains_a_only_and_counts_it():
+    p, change, _ = change_of(MiCA(r=4), 24, 16)
+    assert p["A"].requires_grad and not p["B"].requires_grad
+    near(p["B"].mT @ p["B"], torch.eye(4, dtype=F64))
+    near(change, 2.0 * p["B"] @ p["A"].detach())
+
+
+def test_bd_lora_runs_split_without_talking():
+    """Side "B" on a layer split along its outputs: each part needs only its own block of B."""
+    method = BDLoRA(r=4, nblocks=2)
+    p, change, _ = change_of(method, 12, 8)
+    for k in range(2):
+        own = 2.0 * p["B"][k].detach() @ p["A"].detach()[2 * k : 2 * k + 2]
+        near(change[6 * k : 6 * k + 6], own)
