@@ -41,7 +41,7 @@ class BoneBat(Method):
 
     Start: D = 0, the base's first output. Full rank, so no plain LoRA equals it. A forward rebuilds the weight, m n r
     operations a step, or applies the blocks, 2 m n a token, where there are few tokens; it needs the dense W either way.
-    Source: Kang 2024 (the first version of the paper that became MiSS); HF PEFT's MissConfig(init_weights="bat").
+    Source: the first version of the paper that became MiSS; HF PEFT's MissConfig(init_weights="bat").
     Trap: D_i belongs to the outputs and multiplies from the side of the inputs. Two of them on one site add their changes
     of the same W here; PEFT applies the second to what the first has made.
 

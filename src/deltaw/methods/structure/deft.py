@@ -9,7 +9,7 @@ from ...spec import Declared, Method, Param, Start, Tensors, last, method, norma
 from ..subspace import Edited, Kind, fits, pair
 
 
-@method(paper="(HF PEFT, DEFT)", start="rounding", claims=("new content replaces old in the same subspace",))
+@method(paper="(HF PEFT, DEFT)", start="rounding")
 class DEFT(Method):
     """W' = W - Q Kᵀ W + s Q R = W + Q (s R - Kᵀ W). P (m, r) and R (r, n) trained, (Q, K) made of P by `decomposition`.
 

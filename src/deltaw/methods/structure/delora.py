@@ -22,7 +22,7 @@ class DeLoRA(Method):
     1e-4 count as 1e-4. So |(W' - W) diag(w)⁻¹|_F <= |l| in all training. Count: r (m + n) + 1. Exact LoRA rank: r.
     Start: B = 0 and A ~ U(±1/sqrt n): the base's first output, as in HF PEFT. twin=True is the paper's own start: B is
     drawn too, and the update at the start is taken off again by frozen copies A0, B0 (the bound and the rank are doubled).
-    Source: Bini et al. 2025, section 3. Trap: B = 0 is within the clamp: b_i grows 1e4-fold until |b_i| = 1e-4. l may
+    Source: Bini et al. 2025; w is HF PEFT's reading of the paper's |W|. Trap: B = 0 is within the clamp: b_i grows 1e4-fold until |b_i| = 1e-4. l may
     change its sign. w belongs to the base as it was: merging something else first is another model.
 
     >>> from deltaw.methods import DeLoRA

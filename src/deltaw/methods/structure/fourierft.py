@@ -11,7 +11,7 @@ from ..transforms import Spectrum, positions
 
 @method(
     paper="arXiv:2405.03003",
-    start="none: c ~ N(0, 1) as in the paper and in PEFT; init='zeros' is the identity",
+    start="none: c ~ N(0, 1), as in the authors' code and in PEFT; init='zeros' is the identity",
     claims=("LoRA's scores with 6 to 16 times fewer parameters",),
 )
 class FourierFT(Method):
@@ -20,7 +20,7 @@ class FourierFT(Method):
     Entry (p, q) of the update is (s / mn) sum_t c_t cos(2π (i_t p / m + j_t q / n)). Applied by an ifft of x, a gather,
     and an ifft of size m: n log n + k + m log m operations a token; many tokens build the update once.
     I comes from `seed`, the same at all sites of one shape. Count: k, whatever the size. Not low-rank (rank <= 2 k).
-    Source: Gao et al. 2024, algorithm 1; start, positions and defaults as in HF PEFT.
+    Source: Gao et al. 2024; start as in the authors' code, positions and defaults as in HF PEFT.
     Trap: s has to be large, because ifft2 divides by mn: the same s is a smaller update on a larger layer. (i, j) and
     (m - i, n - j) are the same cosine, so positions that are drawn twice up to sign are wasted.
 

@@ -10,14 +10,14 @@ from ...spec import Declared, Method, Param, Tensors, kaiming, method
 from ..factors import positive
 
 
-@method(paper="arXiv:2306.07967", start="rounding", claims=("one form for many methods; no cost at inference",))
+@method(paper="arXiv:2306.07967", start="rounding")
 class GLoRA(Method):
     """W' = W + W ⊙ A + B, b' = b + b ⊙ D + E + W C; a layer without a bias has A and B only.
 
     A and B: "lora", A_d A_u with (m, r) (r, n); "vector", (m, 1) over all columns; "constant", (1,); or "none". C (n, 1):
     "lora", C_d C_u with (n, r) (r, 1); "vector"; or "none". D and E: "vector" (m,), "constant" (1,), or "none".
     Start: every term is 0 (U(±1/sqrt fan-in) in A_u, B_u, C_u): the base, up to rounding. Count: 2 r (m + n) + r (n + 1)
-    + 2 by default. No plain LoRA equals it; "lora" needs the dense W. Source: Chavan et al. 2023; as in HF PEFT.
+    + 2 by default. No plain LoRA equals it; "lora" needs the dense W. Source: the paper, as in HF PEFT.
     Trap: the paper searches the choices per layer (here: a plan's overrides). Several adapters all change the base's own
     W and b. Where one choice leaves nothing to train, as without a bias, it is refused.
 

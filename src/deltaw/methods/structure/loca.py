@@ -29,13 +29,13 @@ class Probe(torch.autograd.Function):
         return here, ctx.saved_tensors[0] / 2 * torch.stack((below - above, right - left))
 
 
-@method(paper="arXiv:2502.06820", claims=("learned places beat random ones; cosines beat Fourier coefficients",))
+@method(paper="arXiv:2502.06820", claims=("learned places beat random ones; cosines are as expressive as Fourier coefficients",))
 class LoCA(Method):
     """W' = W + alpha C_mᵀ S C_n, C the orthonormal DCT-II, S zero but for sums of a_t at (i_t, j_t), the rounded places.
 
     Trained: a (k,), started at 0, and l (2, k) ~ U(0, 1): (i, j) = round(clamp(l, 0, 0.999) (m - 1, n - 1)). l learns by
     finite differences (`Probe`); the update rule "loca" cuts them to ±1 and takes a and l in turns, as the paper does.
-    Count: 3 k. k + n log n + m log m operations a token; not low-rank. Source: Du et al. 2025 and the authors' code,
+    Count: 3 k. k + n log n + m log m operations a token; not low-rank. Source: the paper and the authors' code,
     which also multiplies the difference by m - 1 (n - 1): Adam does not see it, and a cut of sums could not be exact.
     Trap: at a = 0 places have no gradient, so a goes first; places at one spot add up and waste coefficients.
 

@@ -15,7 +15,7 @@ def minor(start: Start, shape: tuple[int, ...]) -> Tensor:
     return start.svd(min(start.W.shape))[0][:, -shape[1] :]
 
 
-@method(paper="arXiv:2604.01694", claims=("what the weight hardly uses holds new knowledge with less forgetting",))
+@method(paper="arXiv:2604.01694")
 class MiCA(Method):
     """y = W x + b + s B A x, s = alpha / r. A (r, n) trained; B (m, r) frozen, the r last left singular vectors of W.
 

@@ -37,7 +37,7 @@ class MiSS(Method):
 
     x is summed in shards: n additions and m r operations a token. Start: D = 0, the base's first output; D has a gradient
     at once. Count: r m. Exact LoRA rank: r. mini_r = q > 0 repeats D (r, q) along the outputs too ("mini"): r q numbers.
-    Source: Kang and Yin 2024; defaults as in HF PEFT. r need not divide n.
+    Source: the paper; defaults as in HF PEFT. r need not divide n.
     Trap: the shard is the fast axis, j mod r, not j // (n / r). There is no scale: r changes the size of a step.
 
     >>> from deltaw.methods import MiSS

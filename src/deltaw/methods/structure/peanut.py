@@ -10,7 +10,7 @@ from ...spec import Declared, Method, Param, Tensors, kaiming, method
 from ..factors import positive
 
 
-@method(paper="arXiv:2410.01870", claims=("a nonlinear map of W fits updates that a low-rank one cannot, at its count",))
+@method(paper="arXiv:2410.01870", claims=("as expressive as linear updates or more, at their count or less",))
 class PEANuT(Method):
     """W' = W + s B Z, Z (r, n) a network of W: Z_0 = f(A W), Z_i = f(E_i Z_(i-1)), then back up by Z <- f(D_i Z) + the
     Z that E_i was given, last first. f = relu, `depth` layers E and as many D; A (r, m), B (m, r), E and D (depth, r, r).

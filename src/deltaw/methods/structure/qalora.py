@@ -1,4 +1,4 @@
-"""QA-LoRA: a LoRA on sums of groups of inputs, which the zero points of a quantised weight can take up."""
+"""QA-LoRA: a LoRA on means of groups of inputs, which the zero points of a quantised weight can take up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..factors import divides, positive
 
 
 class Groups(Op):
-    """P (n / g, n): the sums of g neighbouring inputs."""
+    """P (n / g, n): the means of g neighbouring inputs."""
 
     constant, like = True, property(lambda self: self.kept)
 
@@ -19,24 +19,24 @@ class Groups(Op):
         self.g, self.kept, self.shape = g, like, (n // g, n)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.g)).sum(-1)
+        return x.unflatten(-1, (-1, self.g)).mean(-1)
 
     def rmv(self, y: Tensor) -> Tensor:
-        return y.repeat_interleave(self.g, -1)
+        return y.repeat_interleave(self.g, -1) / self.g
 
     def cols(self, i: Tensor) -> Tensor:
-        return (i.unsqueeze(-1) // self.g == torch.arange(self.shape[0], device=i.device)).to(self.kept.dtype)
+        return (i.unsqueeze(-1) // self.g == torch.arange(self.shape[0], device=i.device)).to(self.kept.dtype) / self.g
 
 
 @method(paper="arXiv:2309.14717", claims=("the merged weight stays in its 4 bits: only zero points change",))
 class QALoRA(Method):
-    """y = W x + b + s B A P x, s = alpha / r, P x the sums of g = `group_size` neighbouring inputs. A (r, n / g), B (m, r).
+    """y = W x + b + s B A P x, s = alpha / r, P x the means of g = `group_size` neighbouring inputs. A (r, n / g), B (m, r).
 
     The change is the same for all inputs of a group: where W is quantised in the same groups, W' = scale (q - z) with
-    other zero points z and the same integers q. Start: A ~ U(±1/sqrt fan-in), B = 0, the base's first output.
-    Count: r (n / g + m). Exact LoRA rank: r. Source: Xu et al. 2023, algorithm 1: the mean of a group times its size.
-    Trap: HF PEFT multiplies the mean by the number of groups instead, n / g² times this; it has QA-LoRA for GPTQ layers
-    only and does not merge it, so its files are refused. g has to be the quantiser's group.
+    other zero points z and the same integers q. Start: A ~ U(±1/sqrt fan-in), as LoRA's, B = 0: the base.
+    Count: r (n / g + m). Exact LoRA rank: r. Source: Xu et al. 2023, as in the authors' code.
+    Trap: HF PEFT multiplies the means by the number of groups, n / g times this; it has QA-LoRA for GPTQ layers only and
+    does not merge it, so its files are refused. g has to be the quantiser's group.
 
     >>> from deltaw.methods import QALoRA
     >>> {k: v.shape for k, v in QALoRA(r=4, group_size=3).params(10, 6).items()}

@@ -13,7 +13,7 @@ from ..factors import positive
 from ..transforms import Between, Coefficients, Walsh, paley
 
 
-@method(paper="(QWHA, Jeon et al. 2025)", claims=("more accurate than LoRA on 2 to 4 bit bases; one transform, no FFT",))
+@method(paper="arXiv:2509.17428", claims=("more accurate at low bits than low-rank adapters; trains faster than the Fourier ones",))
 class QWHA(Method):
     """W' = W + (s / sqrt m) S Hᵀ / n, H (n, n) the ±1 Walsh-Hadamard matrix, S (m, n) with trained c (K,) at frozen I (K,).
 

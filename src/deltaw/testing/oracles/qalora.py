@@ -1,6 +1,6 @@
-"""QA-LoRA: an averaged pooling times its size, and PEFT's variant (for GPTQ layers) called on a plain layer.
+"""QA-LoRA: an average pooling, as in the authors' code, and PEFT's variant (for GPTQ layers) called on a plain layer.
 
-PEFT multiplies the mean by the number of groups, so its scale is set to what makes the two equal."""
+PEFT multiplies the means by the number of groups, so its scale is divided by that here: what is compared is the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHOD = METHODS[0]
 
 
 def closed(method: QALoRA, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Tensor) -> Tensor:
-    pooled = F.avg_pool1d(x.flatten(0, -2), method.group_size).view(*x.shape[:-1], -1) * method.group_size
+    pooled = F.avg_pool1d(x.flatten(0, -2), method.group_size).view(*x.shape[:-1], -1)
     return F.linear(x, W, b) + method.alpha / method.r * pooled @ p["A"].mT @ p["B"].mT
 
 
@@ -31,7 +31,7 @@ def peft(method: QALoRA) -> tuple[Any, Callable[..., dict[str, Callable[[], Tens
         A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         for theirs, name in ((A, "A"), (B, "B")):
             theirs.data.copy_(p[name])
-        layer.scaling["default"] = method.scale * method.group_size**2 / layer.in_features
+        layer.scaling["default"] = method.scale * method.group_size / layer.in_features
         layer.forward = lambda x: QALoraLinearVariant.forward(layer, "default", x, layer.base_layer(x))
         return {"A": lambda: A.grad, "B": lambda: B.grad}
 
