@@ -180,6 +180,8 @@ def test_places_and_coefficients_take_turns_by_optimiser_steps(tmp_path):
         optimizer.zero_grad()
         moved = {k[-1] for k, t in adapted.trainable().items() if not torch.equal(t, before[k])}
         assert moved == ({"a"} if step >= 8 or step % 5 < 2 else {"l"}), step
+    with pytest.raises(SpecError, match="closure"):
+        optimizer.step(lambda: 0.0)
     with pytest.raises(SpecError, match="cycle"):
         case.attach(case.tiny(), update={**rule, "first": 5}).optimizer(lr=0.1)
 

@@ -9,29 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SpecError
-from . import update
+from . import fused, update
 
 
-class Turns(torch.optim.AdamW):
-    """AdamW that leaves out the groups whose turn it is not: their gradients are dropped before the step. A group's
-    "done" counts all steps and is saved with the state."""
-
-    def step(self, closure: Any = None) -> Any:
-        loss = None if closure is None else closure()
-        for group in self.param_groups:
-            moves = group["turn"][0] <= group["done"] % group["cycle"] < group["turn"][1]
-            if group["places"] and group["until"]:
-                moves = moves and group["done"] < group["until"]
-            elif group["until"] and group["done"] >= group["until"]:
-                moves = True
+def turn(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Before a step: drop the gradients of the groups whose turn it is not, cut those of places. A group's "done" counts
+    all steps and is saved with the optimiser's state."""
+    if any(a is not None for a in (*args[1:], *kwargs.values())):
+        raise SpecError("the rule 'loca' takes no closure: it has to see the gradients before the step")
+    for group in optimizer.param_groups:
+        done, until, places = group["done"], group["until"], group["places"]
+        over = bool(until) and done >= until
+        moves = (not places) if over else group["turn"][0] <= done % group["cycle"] < group["turn"][1]
+        grads = [p.grad for p in group["params"] if p.grad is not None]
+        if not moves:
             for p in group["params"]:
-                if not moves:
-                    p.grad = None
-                elif group["places"] and p.grad is not None:
-                    p.grad.clamp_(-1, 1)
-            group["done"] += 1
-        super().step()
-        return loss
+                p.grad = None
+        elif places and grads:
+            torch._foreach_clamp_max_(grads, 1.0)
+            torch._foreach_clamp_min_(grads, -1.0)
+        group["done"] = done + 1
 
 
 @update(paper="arXiv:2502.06820")
@@ -60,8 +57,10 @@ class LoCATurns:
             members: list[tuple[str, Tensor]] = [
                 (k, p) for k, p in named.items() if (k.rpartition(".")[2] == "l") == places
             ]
-            rate, turn = (self.lr_places, (self.first, self.cycle)) if places else (lr, (0, self.first))
-            rest = {"places": places, "turn": turn, "cycle": self.cycle, "until": self.until, "done": 0}
+            rate, when = (self.lr_places, (self.first, self.cycle)) if places else (lr, (0, self.first))
+            rest = {"places": places, "turn": when, "cycle": self.cycle, "until": self.until, "done": 0}
             if members:
                 groups.append({"params": members, "lr": rate, "weight_decay": 0.0 if places else decay, **rest})
-        return Turns(groups, lr=lr, **kw)
+        optimizer = fused(torch.optim.AdamW, groups, lr, **kw)
+        optimizer.register_step_pre_hook(turn)
+        return optimizer
