@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..errors import SpecError
 from ..ops import Affine, Map, as_op
+from ..sites import Site
+from ..sites.find import layer_index
 from ..spec import Declared, Param, kaiming
 
 
@@ -45,3 +47,34 @@ class Routed(Map):
 def keep_largest(w: Tensor, k: int) -> Tensor:
     """w with all but its k largest entries set to 0, not renormalised; k = 0 keeps all."""
     return w if k == 0 else w * torch.zeros_like(w).scatter(-1, w.topk(k).indices, 1.0)
+
+
+class Pooled(Map):
+    """y = L(x) + h (sum_e p_e B_e), h = A x, p the mean of softmax(R h) over the tokens of a row of the batch."""
+
+    mixes_tokens = True  # what a token gets depends on the other tokens of its row
+
+    def __init__(self, L: Affine, A: Tensor, R: Tensor, B: Tensor):
+        self.L, self.A, self.R, self.B = L, as_op(A), as_op(R), B
+
+    def mixed(self, y: Tensor, h: Tensor) -> Tensor:
+        rows = h if h.dim() > 2 else h.unsqueeze(-2)  # a layer that sees vectors: each is a row
+        share = torch.softmax(self.R(rows), -1, dtype=self.B.dtype).mean(-2)
+        B = torch.einsum("...e,erm->...rm", share, self.B)
+        return y + (rows @ B.to(rows.dtype)).reshape(y.shape).to(y.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.mixed(self.L(x), self.A(x))
+
+    def cols(self, i: Tensor) -> Tensor:
+        return self.mixed(self.L.cols(i), self.A.cols(i))
+
+
+def kin(site: Site) -> tuple[str, int]:
+    """(a word for all sites of this name, its layer left out, and shape; the number of the layer, 0 without one)."""
+    number = layer_index(site.name)
+    parts = site.name.split(".")
+    if number is not None:
+        parts[parts.index(str(number))] = "*"
+    m, n = site.shape
+    return f"{'.'.join(parts)}/{m}x{n}", number or 0

@@ -74,7 +74,7 @@ def _known(config: dict[str, Any]) -> Dialect:
         warnings.warn(
             f"adapter_config.json has fields unknown to this version, kept: {', '.join(unknown)}", stacklevel=4
         )
-    for name in sorted({"rank_dropout", "module_dropout", "boft_dropout"} & set(config)):
+    for name in sorted({"rank_dropout", "module_dropout", "boft_dropout"} & set(config) - {d.dropout}):
         if config[name]:
             warnings.warn(
                 f"adapter_config.json: {name} = {config[name]} acts in training only and is dropped", stacklevel=4

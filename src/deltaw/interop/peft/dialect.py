@@ -53,6 +53,9 @@ class Dialect:
             return f"PEFT's {self.type} does not adapt a {a.site.kind} ({type(a.site.module).__name__})"
         return None
 
+    def check(self, adapted: Any, config: dict[str, Any]) -> None:
+        """Raise Inexpressible where PEFT would make something else of the whole configuration."""
+
     def pack(self, a: Assignment, p: P) -> P:
         return {self.names[k]: v for k, v in p.items()}
 
@@ -125,3 +128,9 @@ def plain(x: float) -> float | int:
 
 def new(key: str, **fields: Any) -> Method:
     return build(METHODS[key], fields)  # type: ignore[no-any-return]
+
+
+def no_anchors(config: dict[str, Any], pattern: str) -> None:
+    """Some of PEFT's methods put a prefix in front of a pattern's keys, so that a key with "^" reaches nothing."""
+    if odd := [k for k in config.get(pattern) or {} if k.startswith("^")]:
+        raise Inexpressible(f"PEFT's {pattern} cannot tell {odd[0][1:]} from sites whose names end alike")

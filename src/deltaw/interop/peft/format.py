@@ -39,7 +39,9 @@ class PeftFormat:
             config, files = d.config(adapted, main[0][1], directory)
             kept = adapted.__dict__.get("kept", {}).get("peft", {})
             return {**self._head(adapted, d), **config, **kept}, tensors, files
-        return self._config(adapted, d, {a.site.name: f for a, f in main}), tensors, {}
+        config = self._config(adapted, d, {a.site.name: f for a, f in main})
+        d.check(adapted, config)
+        return config, tensors, {}
 
     def _head(self, adapted: Adapted, d: Dialect) -> dict[str, Any]:
         return {
@@ -114,7 +116,7 @@ class PeftFormat:
         for field, pattern in d.patterns.items():
             config[pattern] = rules.patterns({n: f[field] for n, f in sites.items()}, usual[field])
         for n, f in sites.items():
-            if bad := [k for k in usual if f[k] != usual[k] and k not in d.patterns]:
+            if bad := [k for k in {**usual, **f} if k != "side" and f.get(k) != usual.get(k) and k not in d.patterns]:
                 raise Inexpressible(f"{n}: PEFT has one value of {', '.join(bad)} for all sites of a {d.type}")
         if "bias" in d.neutral:
             config.setdefault("bias", "none")

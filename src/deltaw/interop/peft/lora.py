@@ -14,7 +14,8 @@ from ...methods.init import INITS
 from ...ops import factors
 from ...plan import Assignment
 from ...spec import Method, Start, Tensors, scale_of
-from .dialect import DENSE, Dialect, P, dialect, kernel_of, new, plain
+from .dialect import DENSE, Dialect, P, bare, dialect, kernel_of, new, plain
+from .variants import VARIANTS, common, variant_of
 
 PLAIN = ("lora", "rslora", "lora_fa")  # W + s B A; which factors are trained is not in PEFT's files
 SHIFTED = ("pissa", "olora")  # PEFT computes these again from the base when it loads, and moves the base
@@ -24,15 +25,15 @@ UNMOVED = (True, False, "gaussian", "orthogonal", "eva", "true", "True")  # star
 @dialect
 class Lora(Dialect):
     type = "LORA"
-    methods = (*PLAIN, "dora", "bitfit")
+    methods = (*PLAIN, "dora", "bitfit", *VARIANTS)
     kinds = DENSE | {"conv", "embedding"}
     dropout = "lora_dropout"
     patterns = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
-    handled = frozenset({"r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights"})
+    handled = frozenset({"r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights", "kasa_config", "use_bdlora"})
     neutral = {
         "bias": ("none", "lora_only"), "megatron_config": (None,), "layer_replication": (None,), "use_qalora": (False,),
-        "lora_bias": (False,), "target_parameters": (None, []), "use_bdlora": (None, False), "arrow_config": (None,),
-        "kasa_config": (None,), "velora_config": (None,), "alora_invocation_tokens": (None,),
+        "lora_bias": (False,), "target_parameters": (None, []), "arrow_config": (None,),
+        "velora_config": (None,), "alora_invocation_tokens": (None,),
         "monteclora_config": (None,), "loftq_config": ({}, None),
     }  # fmt: skip
     ignored = frozenset(
@@ -45,6 +46,10 @@ class Lora(Dialect):
         method = method.inner if biases else method  # type: ignore[attr-defined]
         if method is None:
             raise Inexpressible("PEFT trains the biases of layers only beside a LoRA there")
+        if method.key in VARIANTS:
+            if biases:
+                raise Inexpressible(f"PEFT's trained biases beside a {method.key} are not written here")
+            return common(method) | VARIANTS[method.key].fields(method)
         inner: Any = method.inner if method.key == "dora" else method  # type: ignore[attr-defined]
         if inner.key not in PLAIN:
             raise Inexpressible(f"PEFT has no DoRA over '{inner.key}'")
@@ -53,12 +58,22 @@ class Lora(Dialect):
         return {"r": r, "lora_alpha": plain(alpha), "use_rslora": inner.key == "rslora", "use_dora": method.key == "dora",
                 "init_lora_weights": True, "bias": "lora_only" if biases else "none"}  # fmt: skip
 
+    def check(self, adapted: Any, config: dict[str, Any]) -> None:
+        if (v := variant_of(config)) is not None:
+            v.check(adapted, config)
+
     def method(self, f: dict[str, Any]) -> Method:
+        if (v := variant_of(f)) is not None:
+            if f.get("bias") == "lora_only":
+                raise StateMismatch(f"adapter_config.json: bias='lora_only' together with {v.word} is not supported")
+            return v.method(f)
         inner = new("rslora" if f.get("use_rslora") else "lora", r=f.get("r", 8), alpha=f.get("lora_alpha", 8))
         inner = new("dora", inner=inner) if f.get("use_dora") else inner
         return new("bitfit", inner=inner) if f.get("bias") == "lora_only" else inner
 
     def refusal(self, a: Assignment) -> str | None:
+        if bare(a.method)[0].key in VARIANTS and a.site.kind != "linear":
+            return f"PEFT's LORA has no {bare(a.method)[0].key} of a {a.site.kind} that is read here"
         if a.site.kind == "conv":
             c: Any = a.site.module
             if c.groups > 1 or any(d != 1 for d in c.dilation) or c.padding_mode != "zeros":
@@ -68,6 +83,8 @@ class Lora(Dialect):
         return super().refusal(a)
 
     def pack(self, a: Assignment, p: P) -> P:
+        if a.method.key in VARIANTS:
+            return VARIANTS[a.method.key].pack(p)
         A, B, s = p["A"], p["B"], scale_of(a.method)
         if "offset.B" in p:  # the constant of a shifted start as r more ranks
             A, B = torch.cat([A, p["offset.A"]]), torch.cat([B, p["offset.B"] / s], 1)
@@ -89,6 +106,8 @@ class Lora(Dialect):
         return out
 
     def unpack(self, a: Assignment, t: P, own: P) -> P:
+        if a.method.key in VARIANTS:
+            return VARIANTS[a.method.key].unpack(a, t, own)
         word = "lora_embedding_{}" if a.site.kind == "embedding" else "lora_{}.weight"
         A, B = t[word.format("A")].flatten(1), t[word.format("B")].flatten(1)
         r = own["A"].shape[0]
@@ -102,6 +121,8 @@ class Lora(Dialect):
         return out
 
     def prepare(self, config: dict[str, Any], tensors: P, plan: Any, model: Any) -> Any:
+        if (v := variant_of(config)) is not None:
+            return v.placed(config, plan, model)
         start = config.get("init_lora_weights", True)
         if start in UNMOVED:
             return plan
