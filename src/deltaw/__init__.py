@@ -8,7 +8,7 @@
 """
 
 from . import errors, fused, interop, methods, ops
-from .attach import Adapted, activate, adapters, attach, disabled, rows
+from .attach import Adapted, activate, adapters, attach, disabled, prompts, rows
 from .bank import Bank
 from .files import load, read
 from .fuse import Fused
@@ -21,5 +21,5 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "disabled", "errors", "fused", "interop", "load",
-    "methods", "ops", "preview", "read", "route", "rows", "testing",
+    "methods", "ops", "preview", "prompts", "read", "route", "rows", "testing",
 ]  # fmt: skip

@@ -18,8 +18,9 @@ from .mixed import Rows
 from .ops import Eye
 from .plan import Assignment, Plan, as_plan
 from .session import ATTRIBUTE, CHILD, POOL, SELF, Bag, Place, Restore, Session, session
-from .signals import PRODUCERS
+from .signals import produce
 from .sites.experts import ExpertSite
+from .sites.prompt import cache_of, note
 from .spec import Declared, Method, Param, Start
 
 
@@ -262,8 +263,13 @@ def _listen(model: nn.Module, shared: Session) -> None:
     if shared.hook is not None:
         shared.hook.remove()
         shared.hook = None
+    if shared.after is not None:
+        shared.after.remove()
+        shared.after = None
     if shared.adapters:
         shared.hook = model.register_forward_pre_hook(Listener(sorted(wanted)), with_kwargs=True)
+    if wanted:
+        shared.after = model.register_forward_hook(keep_notes)
 
 
 class Listener:
@@ -280,12 +286,19 @@ class Listener:
             return
         live = set(shared.rows.order) if shared.rows is not None else {n for n, _ in shared.live}
         needy = {s for n in live for e in shared.adapters[n].entries().values() for s in e.signals.values()}
-        shared.signals = {}
+        shared.signals, shared.notes = {}, {}
         if shared.off or not needy:
             return
         with disabled(model):
-            found = {s: PRODUCERS[s](model, args, kwargs) for s in self.wanted if s in needy}
+            found = {s: produce(s, model, args, kwargs) for s in self.wanted if s in needy}
         shared.signals = found
+
+
+def keep_notes(model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+    """After the model: what producers have noted stays with the cache, for the next pass over it."""
+    shared = session(model)
+    if shared.notes:
+        note(cache_of(out), **shared.notes)
 
 
 def _remove(model: nn.Module, name: str) -> None:
@@ -361,6 +374,12 @@ def rows(model: nn.Module, names: Sequence[str | None]) -> Restore:
     if not names:
         raise SpecError("deltaw.rows needs one adapter name (or None) for every row of the batch; the list is empty")
     return Restore(shared, rows=Rows(list(names)), signals={})
+
+
+def prompts(model: nn.Module, ends: Tensor | Sequence[int]) -> Restore:
+    """`with deltaw.prompts(model, [5, 9]):` the prompt of row i is its first ends[i] tokens (padding counted), for
+    adapters that act on the first or last tokens of a prompt. Not needed where the model gets labels, or only prompts."""
+    return Restore(session(model), prompts=torch.as_tensor(ends))
 
 
 def adapters(model: nn.Module) -> Iterator[Adapted]:

@@ -30,6 +30,9 @@ class _Sample(nn.Module):
         self.blocks = nn.ModuleList([nn.Linear(n, m)])
         self.config = SimpleNamespace(hidden_size=m)
 
+    def token_ids(self, x: torch.Tensor, **kw: Any) -> torch.Tensor:
+        return torch.arange(x.shape[-2], device=x.device).expand(x.shape[:-1])
+
     def forward(self, x: torch.Tensor, **kw: Any) -> Any:
         y = self.blocks[0](x)
         return SimpleNamespace(logits=y, hidden_states=(x,)) if kw.get("output_hidden_states") else y
@@ -121,9 +124,9 @@ def entry(cls: type[Method]) -> dict[str, Any]:
         "mergeable": facts["mergeable"],
         "exact_lora_rank": facts["exact_lora_rank"],
         "needs_dense_base": facts["needs_dense_base"],
-        "identity_at_start": cls.start in ("identity", "rounding"),
-        "start": cls.start,
-        "sites": cls.sites,
+        "identity_at_start": method.start in ("identity", "rounding"),
+        "start": method.start,
+        "sites": method.sites,
         "in_peft": bool(getattr(oracle(cls.key), "IN_PEFT", "peft" in oracles)),
         "oracles": oracles,
         "sample_shape": list(SAMPLE),

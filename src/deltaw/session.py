@@ -41,9 +41,12 @@ class Session:
         self.off = False
         self.rows: Rows | None = None
         self.signals: dict[str, Tensor] = {}
+        self.notes: dict[str, Tensor] = {}  # what producers want to know again in the next pass over the same cache
+        self.prompts: Tensor | None = None  # where the prompt of every row ends, where somebody has said so
         self.places: dict[str, Place] = {}
         self.frozen: list[Tensor] = []  # base parameters that required a gradient before
         self.hook: Any = None
+        self.after: Any = None
         self.seen: set[Any] = set()  # what was chosen in passes that keep a graph
 
     def check(self) -> None:

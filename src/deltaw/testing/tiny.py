@@ -57,7 +57,15 @@ class Block(nn.Module):
         return x + torch.tanh(self.sq(x)) * torch.tanh(u[..., :d]) + 0.5 * u[..., -d:]
 
 
-class Tiny(nn.Module):
+class Counted(nn.Module):
+    """Its input are features; its tokens are numbered, for adapters that wait for a sequence of tokens."""
+
+    def token_ids(self, x: Tensor, **kw: Any) -> Tensor:
+        lead = x.shape[:-1] if x.is_floating_point() else x.shape
+        return torch.arange(lead[-1], device=x.device).expand(lead)
+
+
+class Tiny(Counted):
     """Two blocks; `recompute` turns gradient checkpointing on ("reentrant" or "plain")."""
 
     def __init__(self, width: int = WIDTH, wide: int = WIDE):
@@ -74,7 +82,7 @@ class Tiny(nn.Module):
         return answer(x, x, kw)
 
 
-class One(nn.Module):
+class One(Counted):
     """A single linear layer `blocks.0`, m x n: the model's output is the site's output."""
 
     def __init__(self, m: int = WIDE, n: int = WIDTH, bias: bool = True):
@@ -135,7 +143,7 @@ class Tied(nn.Module):
         return answer(self.head(h), h, kw)
 
 
-class Around(nn.Module):
+class Around(Counted):
     """One layer of any kind as `blocks.0`; the tokens go to the last axis for a convolution."""
 
     def __init__(self, layer: nn.Module, channels: int = 0):

@@ -164,14 +164,14 @@ def why_not(adapted: Adapted, L: Map) -> str:
 def opened(adapted: Adapted, x: Tensor) -> list[tuple[Any, Any, dict[str, Tensor]]]:
     """(assignment, entry, signals) for every site of an adapter, with the signals that a pass over x produces."""
     from ...session import session
-    from ...signals import PRODUCERS
+    from ...signals import produce
 
     entries, model = adapted.entries(), adapted.model
     wanted = {s for e in entries.values() for s in e.signals.values()}
     shared = session(model)
     off, shared.off = shared.off, True
     try:
-        signals = {s: PRODUCERS[s](model, (x,), {}) for s in wanted}
+        signals = {s: produce(s, model, (x,), {}) for s in wanted}
     finally:
         shared.off = off
     return [(a, entries[a.site.name], signals) for a in adapted.assignments]
