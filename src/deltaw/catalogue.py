@@ -38,7 +38,7 @@ class _Sample(nn.Module):
         return SimpleNamespace(logits=y, hidden_states=(x,)) if kw.get("output_hidden_states") else y
 
 
-TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "module": ["blocks.0"]}
+TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "module": ["blocks.0"]}
 
 
 def _attached(method: Method, m: int, n: int) -> tuple[nn.Module, Any]:

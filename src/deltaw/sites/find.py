@@ -11,12 +11,13 @@ from ..errors import SpecError, TargetError, nearest
 from . import conv, dense, embedding, experts, foreign
 from .base import Site
 from .module import ModuleSite
-from .stream import StreamSite
+from .stream import ParallelSite, StreamSite
 
 Targets = str | Sequence[str]
 ALL_LINEAR = "all-linear"
 ALL_BLOCKS = "all-blocks"
 KINDS = (dense, conv, embedding, foreign)  # asked in turn; the first that recognises a module supplies its site
+STREAMS = {"stream": StreamSite, "parallel": ParallelSite}
 LINEAR_KINDS = ("linear", "conv1d_hf", "opaque")
 
 
@@ -89,8 +90,8 @@ class Candidates:
         module = self.modules[name]
         if self.sort != "weight" and isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             raise TargetError(f"'{name}' is a {type(module).__name__}, which is never called; name the modules inside it")
-        if self.sort == "stream":
-            return [StreamSite(name, module, width(self.model, module))]
+        if self.sort in STREAMS:
+            return [STREAMS[self.sort](name, module, width(self.model, module))]
         if self.sort == "module":
             return [ModuleSite(name, module)]
         parent = self.modules.get(name.rpartition(".")[0])
@@ -153,7 +154,7 @@ def find(
 
     targets: a list of name suffixes; or one regular expression that must match whole names; or "all-linear" (every
     linear layer but the output head) or "all-blocks" (for hidden states). exclude: the same language.
-    layers: keep sites whose layer number is among these. sort: "weight" or "stream".
+    layers: keep sites whose layer number is among these. sort: "weight", "stream" or "parallel".
     """
     where = Candidates(model, sort)
     if targets == ALL_LINEAR and sort == "weight":
@@ -164,7 +165,7 @@ def find(
             if (s := leaf_site(n, m)) and s.kind in LINEAR_KINDS and m is not head
             and not isinstance(where.modules.get(n.rpartition(".")[0]), nn.MultiheadAttention)
         }  # fmt: skip
-    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort == "stream":
+    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort in STREAMS:
         names = set(blocks(model))
     elif isinstance(targets, str):
         names = set(_pick(where, "target", targets, literal=False))

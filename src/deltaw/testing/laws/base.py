@@ -114,7 +114,7 @@ class Case:
 
     def plan(self, model: nn.Module, **kw: Any) -> Plan:
         """The method on every site of the tiny model it has: all linears, all blocks, or whole modules."""
-        if self.method.sites == "stream":
+        if self.method.sites in ("stream", "parallel"):
             kw.setdefault("targets", "all-blocks")
         elif self.method.sites == "module":
             kw.setdefault("targets", ["sq"] if isinstance(model, Tiny) else ["blocks.0"])
