@@ -38,12 +38,19 @@ class _Sample(nn.Module):
         return SimpleNamespace(logits=y, hidden_states=(x,)) if kw.get("output_hidden_states") else y
 
 
-TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "module": ["blocks.0"]}
+TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "prefix": "all-blocks", "module": ["blocks.0"]}
+
+
+def _model(method: Method, m: int, n: int) -> nn.Module:
+    """Shapes without data: one layer; for a prompt a language model with n numbers a token, and m a place in its cache."""
+    from .testing.tiny import Reader
+
+    with torch.device("meta"):
+        return Reader(n, 2, m // 4) if method.sites == "prefix" else _Sample(m, n)
 
 
 def _attached(method: Method, m: int, n: int) -> tuple[nn.Module, Any]:
-    with torch.device("meta"):
-        model = _Sample(m, n)
+    model = _model(method, m, n)
     return model, attach(model, Plan(method, targets=TARGETS[method.sites]))
 
 
@@ -103,8 +110,7 @@ def formula(method: Method) -> str | None:
 
 def preview_count(method: Method, m: int, n: int) -> int:
     """Trained numbers at one layer m x n, from the declarations."""
-    with torch.device("meta"):
-        model = _Sample(m, n)
+    model = _model(method, m, n)
     return preview(model, Plan(method, targets=TARGETS[method.sites])).trainable
 
 

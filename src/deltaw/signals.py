@@ -90,6 +90,7 @@ def positions(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], t
 def _real(kwargs: dict[str, Any], rows: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(which tokens of this pass are no padding, how many real ones of each row lie in the cache)."""
     mask, seen = kwargs.get("attention_mask"), cached(kwargs.get("past_key_values"))
+    seen -= sum(memory(kwargs.get("past_key_values")).get("prefix", ()))  # a prompt in front of the text
     if mask is not None and mask.dim() == 2 and mask.shape[1] >= tokens:
         mask = mask.to(device) != 0
         return mask[:, mask.shape[1] - tokens :], mask[:, : mask.shape[1] - tokens].sum(1, keepdim=True)

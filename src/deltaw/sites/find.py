@@ -11,6 +11,7 @@ from ..errors import SpecError, TargetError, nearest
 from . import conv, dense, embedding, experts, foreign
 from .base import Site
 from .module import ModuleSite
+from .prefix import PrefixSite, backbone
 from .stream import ParallelSite, StreamSite
 
 Targets = str | Sequence[str]
@@ -92,6 +93,8 @@ class Candidates:
             raise TargetError(f"'{name}' is a {type(module).__name__}, which is never called; name the modules inside it")
         if self.sort in STREAMS:
             return [STREAMS[self.sort](name, module, width(self.model, module))]
+        if self.sort == "prefix":
+            return [PrefixSite(name, module, self.model)]
         if self.sort == "module":
             return [ModuleSite(name, module)]
         parent = self.modules.get(name.rpartition(".")[0])
@@ -154,7 +157,7 @@ def find(
 
     targets: a list of name suffixes; or one regular expression that must match whole names; or "all-linear" (every
     linear layer but the output head) or "all-blocks" (for hidden states). exclude: the same language.
-    layers: keep sites whose layer number is among these. sort: "weight", "stream" or "parallel".
+    layers: keep sites whose layer number is among these. sort: "weight", "stream", "parallel" or "prefix" (the backbone, for prompts).
     """
     where = Candidates(model, sort)
     if targets == ALL_LINEAR and sort == "weight":
@@ -167,6 +170,8 @@ def find(
         }  # fmt: skip
     elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort in STREAMS:
         names = set(blocks(model))
+    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort == "prefix":
+        names = {backbone(model)}
     elif isinstance(targets, str):
         names = set(_pick(where, "target", targets, literal=False))
         usable = set(where.usable())

@@ -1,1 +1,1 @@
-"""Methods on hidden states."""
+"""Methods of what stands in front of the input: soft tokens, keys and values."""

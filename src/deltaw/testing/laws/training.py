@@ -18,8 +18,9 @@ def learns_with_its_whole_rank(case: Case) -> str:
     fails here."""
     model, x = case.one(), case.x(64, 16)
     with torch.no_grad():
-        target = model(x) + torch.tanh(x @ values(16, 24, name="target", std=0.25, dtype=case.dtype))
-        target = target + x @ values(16, 24, name="far", std=0.25, dtype=case.dtype)
+        y = model(x)
+        target = y + torch.tanh(x @ values(16, y.shape[-1], name="target", std=0.25, dtype=case.dtype))
+        target = target + x @ values(16, y.shape[-1], name="far", std=0.25, dtype=case.dtype)
     adapted = case.attach(model, move=False)
     optimizer = adapted.optimizer(lr=RATE)
     losses = []
