@@ -69,7 +69,18 @@ class Adapted:
         tables = {a.site.name for a in self.assignments if a.site.kind == "embedding"}
         trained = self.trainable()
         lookups = frozenset(k for k in trained if k.rpartition(".")[0] in tables)
-        return self.plan.update.optimizer(trained, lr, lookups=lookups, **kw)  # type: ignore[no-any-return]
+        made = self.plan.update.optimizer(trained, lr, lookups=lookups, **kw)
+        if any(hasattr(a.method, "project") for a in self.assignments):
+            made.register_step_post_hook(self._project)
+        return made  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _project(self, *_: Any) -> None:
+        """After an optimiser step: what a method keeps within bounds goes back into them, in place."""
+        entries = self.entries()
+        for a in self.assignments:
+            if hasattr(a.method, "project") and a.site.name in entries:
+                a.method.project(entries[a.site.name].tensors({}))
 
     # ---- what it is and what becomes of it
 

@@ -44,6 +44,7 @@ class Session:
         self.signals: dict[str, Tensor] = {}
         self.notes: dict[str, Tensor] = {}  # what producers want to know again in the next pass over the same cache
         self.prompts: Tensor | None = None  # where the prompt of every row ends, where somebody has said so
+        self.tasks: Tensor | None = None  # of every row, where somebody has said so
         self.places: dict[str, Place] = {}
         self.frozen: list[Tensor] = []  # base parameters that required a gradient before
         self.hook: Any = None

@@ -53,6 +53,13 @@ def hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     return states[-1]  # type: ignore[no-any-return]
 
 
+@produces("tasks")
+def tasks(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The number of the task of every row, (rows,), or (1,) for all: what `deltaw.tasks` says, else 0."""
+    x, given = first_tensor(args, kwargs), session(model).tasks
+    return torch.zeros(1, dtype=torch.int64, device=x.device) if given is None else given.reshape(-1).to(x.device)
+
+
 @produces("positions")
 def positions(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], text: str) -> Tensor:
     """True at the tokens of this pass that a rule picks (see methods.gating), in the shape of the tokens.

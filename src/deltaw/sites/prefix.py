@@ -39,6 +39,21 @@ class Prefix(Map):
         raise NotLinear("a prompt is no map of a vector")
 
 
+_whole = 0
+
+
+class uncut:
+    """`with uncut():` hidden states and logits of soft tokens stay in the output."""
+
+    def __enter__(self) -> None:
+        global _whole
+        _whole += 1
+
+    def __exit__(self, *_: object) -> None:
+        global _whole
+        _whole -= 1
+
+
 def behind(parts: list[Tensor]) -> Tensor | None:
     """One prompt behind the other."""
     if len(parts) < 2:
@@ -262,7 +277,7 @@ def _later_positions(
 
 def _cut(out: Any, v: int) -> Any:
     """The output without the states of soft tokens."""
-    if not v:
+    if not v or _whole:
         return out
     if isinstance(out, Tensor):
         return out[:, v:]
