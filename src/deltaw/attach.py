@@ -222,7 +222,7 @@ def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list
                 size[:] = [max(x, y) for x, y in zip(size, p.shape, strict=True)]
         entries.append(entry)
         made[a.site.name] = entry
-        bare = isinstance(W, Eye) or a.site.kind in ("parallel", "prefix")  # no weight that an init could look at
+        bare = isinstance(W, Eye) or a.site.kind in ("parallel", "prefix", "attention")  # no weight that an init could look at
         todo.append((entry, declared, start, None if bare else plan.init))
     pool = Entry(assignments[0].method) if wanted else None
     if pool is not None:

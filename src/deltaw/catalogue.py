@@ -38,14 +38,16 @@ class _Sample(nn.Module):
         return SimpleNamespace(logits=y, hidden_states=(x,)) if kw.get("output_hidden_states") else y
 
 
-TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "prefix": "all-blocks", "module": ["blocks.0"]}
+TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "prefix": "all-blocks", "attention": "all-blocks", "module": ["blocks.0"]}
 
 
 def _model(method: Method, m: int, n: int) -> nn.Module:
     """Shapes without data: one layer; for a prompt a language model with n numbers a token, and m a place in its cache."""
-    from .testing.tiny import Reader
+    from .testing.tiny import Around, Attention, Reader
 
     with torch.device("meta"):
+        if method.sites == "attention":
+            return Around(Attention(n, m // 4))
         return Reader(n, 2, m // 4) if method.sites == "prefix" else _Sample(m, n)
 
 

@@ -75,8 +75,8 @@ def to_lora(adapted: Adapted, rank: int | None = None) -> Converted:
     for a in adapted.assignments:
         if a.site.kind == "module":
             continue
-        if a.site.kind == "prefix":
-            raise NotMergeable(f"{a.site.name}: {a.method.key} is a prompt; no weight change equals it")
+        if a.site.kind in ("prefix", "attention"):
+            raise NotMergeable(f"{a.site.name}: {a.method.key} adds places to attend to; no weight change equals it")
         if a.site.kind in ("stream", "parallel"):
             raise NotMergeable(f"{a.site.name}: {a.method.key} edits hidden states; no weight change equals it")
         op = site_delta(adapted, a)

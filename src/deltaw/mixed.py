@@ -14,7 +14,6 @@ from .errors import NotLinear, ShapeError
 from .ops import Affine, Map, delta, factors
 from .segments import Sorted, Stack, call
 from .sites import Site
-from .sites.prefix import PrefixSite
 from .sites.prompt import first_tensor
 
 
@@ -132,7 +131,7 @@ def mixed(place: Any, site: Site, rows: Rows, args: tuple[Any, ...], kwargs: dic
     entries = {k: e for k, e in named.items() if e is not None}
     if not entries:
         return place.base.forward(*args, **kwargs)
-    if isinstance(site, PrefixSite):
+    if site.gathers:
         maps = {number: entry.layer(site.leaf(), place.session.signals) for number, entry in entries.items()}
         L = site.by_row(maps, rows.spread(first_tensor(args, kwargs), False))
         return site.run(L, place.base.forward, args, kwargs)

@@ -15,7 +15,6 @@ from .sites import Site
 from .sites.base import ModuleBase
 from .sites.experts import ExpertSite
 from .sites.module import Replace, Shim
-from .sites.prefix import PrefixSite
 
 if TYPE_CHECKING:
     from .attach import Adapted
@@ -123,7 +122,7 @@ def combine(site: Site, live: list[tuple[Entry, float | Tensor]], signals: dict[
     else:
         maps = [entry.layer(base, signals) for entry, _ in live]
     weights = [w for _, w in live]
-    if isinstance(site, PrefixSite):
+    if site.gathers:
         return site.joined(maps, weights)
     if len(maps) == 1 and isinstance(weights[0], float) and weights[0] == 1.0:
         return maps[0]

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import SpecError, TargetError, nearest
 from . import conv, dense, embedding, experts, foreign
+from .attention import AttentionSite, is_attention
 from .base import Site
 from .module import ModuleSite
 from .prefix import PrefixSite, backbone
@@ -95,6 +96,8 @@ class Candidates:
             return [STREAMS[self.sort](name, module, width(self.model, module))]
         if self.sort == "prefix":
             return [PrefixSite(name, module, self.model)]
+        if self.sort == "attention":
+            return [AttentionSite(name, module)]
         if self.sort == "module":
             return [ModuleSite(name, module)]
         parent = self.modules.get(name.rpartition(".")[0])
@@ -157,7 +160,7 @@ def find(
 
     targets: a list of name suffixes; or one regular expression that must match whole names; or "all-linear" (every
     linear layer but the output head) or "all-blocks" (for hidden states). exclude: the same language.
-    layers: keep sites whose layer number is among these. sort: "weight", "stream", "parallel" or "prefix" (the backbone, for prompts).
+    layers: keep sites whose layer number is among these. sort: "weight", "stream", "parallel" "prefix" (the backbone, for prompts) or "attention".
     """
     where = Candidates(model, sort)
     if targets == ALL_LINEAR and sort == "weight":
@@ -172,6 +175,8 @@ def find(
         names = set(blocks(model))
     elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort == "prefix":
         names = {backbone(model)}
+    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort == "attention":
+        names = {n for n, m in where.modules.items() if n and is_attention(m)}
     elif isinstance(targets, str):
         names = set(_pick(where, "target", targets, literal=False))
         usable = set(where.usable())

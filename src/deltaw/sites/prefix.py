@@ -88,6 +88,7 @@ class PrefixSite(Site):
 
     kind = "prefix"
     pointwise = False
+    gathers = True
 
     def __init__(self, name: str, module: nn.Module, model: nn.Module):
         super().__init__(name, module)

@@ -205,22 +205,37 @@ def coded(model: nn.Module) -> nn.Module:
     return model
 
 
-class Attending(nn.Module):
-    """A block of causal attention, two query heads on one head of keys and values, and a layer `sq`; smooth."""
+class Attention(nn.Module):
+    """Causal attention, two query heads on one head of keys and values, called as those of transformers are."""
 
     def __init__(self, width: int, size: int):
         super().__init__()
-        self.q, self.k, self.v = nn.Linear(width, 2 * size), nn.Linear(width, size), nn.Linear(width, size)
-        self.o, self.sq, self.size = nn.Linear(2 * size, width), nn.Linear(width, width), size
+        self.q_proj, self.k_proj = nn.Linear(width, 2 * size), nn.Linear(width, size)
+        self.v_proj, self.o_proj, self.head_dim = nn.Linear(width, size), nn.Linear(2 * size, width), size
 
-    def forward(self, x: Tensor, mask: Tensor, cache: Any, layer: int) -> Tensor:
-        q = self.q(x).unflatten(-1, (2, self.size)).transpose(1, 2)
-        k, v = self.k(x)[:, None], self.v(x)[:, None]
+    def forward(self, hidden_states: Tensor, mask: Any = None, cache: Any = None, layer: int = 0) -> Tensor:
+        few = hidden_states.dim() == 2
+        x = hidden_states[None] if few else hidden_states
+        q = self.q_proj(x).unflatten(-1, (2, self.head_dim)).transpose(1, 2)
+        k, v = self.k_proj(x)[:, None], self.v_proj(x)[:, None]
         if cache is not None:
             k, v = cache.update(k, v, layer)
-        scores = (q @ k.mT * self.size**-0.5).masked_fill(~mask, -1e4)
-        y = scores.softmax(-1) @ v
-        x = x + self.o(y.transpose(1, 2).flatten(2))
+        scores = q @ k.mT * self.head_dim**-0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -1e4)
+        y: Tensor = self.o_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return y[0] if few else y
+
+
+class Attending(nn.Module):
+    """A block: attention, and a layer `sq`; smooth."""
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.attn, self.sq = Attention(width, size), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: Any, layer: int) -> Tensor:
+        x = x + self.attn(x, mask, cache, layer)
         return x + torch.tanh(self.sq(x))
 
 

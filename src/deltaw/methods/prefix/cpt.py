@@ -14,11 +14,7 @@ from ...spec import Declared, Method, Param, Start, Tensors, method, zeros
 from ..soft import spoken
 
 
-@method(
-    paper="arXiv:2410.17222",
-    start="none: the context is read from the first step on, as in in-context learning",
-    claims=("with few examples better than in-context learning, and than prompt tuning",),
-)
+@method(paper="arXiv:2410.17222", start="none: the context is read from the first step on, as in in-context learning")
 class CPT(Method):
     """The model reads [E + D; E(x)]: E (v, d) frozen embeddings of the context's token ids, D (v, d) trained, |D_i| <= e_i.
 
@@ -43,11 +39,11 @@ class CPT(Method):
     def params(self, m: int, n: int) -> Declared:
         if not self.ids or (self.types and len(self.types) != len(self.ids)):
             raise SpecError(f"cpt needs token ids and one type for each; found {len(self.ids)} and {len(self.types)}")
-        v = len(self.ids)
+        v, types = len(self.ids), self.types or (1,) * len(self.ids)
 
         def bounds(start: Start, _: tuple[int, ...]) -> Tensor:
             size = {1: self.eps_format, 2: self.eps, 3: self.eps_format}
-            return torch.tensor([size.get(t % 4, 0.0) for t in self.types or (1,) * v]) * (n / 2048) ** 0.5
+            return torch.tensor([size.get(t % 4, 0.0) for t in types]) * (n / 2048) ** 0.5
 
         frozen = {"E": Param((v, n), spoken(self.ids, ""), train=False), "e": Param((v,), bounds, train=False)}
         return {**frozen, "D": Param((v, n), zeros)}

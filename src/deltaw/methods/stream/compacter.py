@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...ops import Affine, Kron, Map, Op, chain
+from ...ops import Affine, Kron, Map, Op, add, chain
 from ...spec import Declared, Method, Param, Start, Tensors, method, normal, zeros
 from ..bent import Activation, Bent
 from ..factors import divides, positive
@@ -20,7 +20,7 @@ def glorot(start: Start, shape: tuple[int, ...]) -> Tensor:
 @method(
     paper="arXiv:2106.04647",
     start="none: all of A, s and t start at random, A small (0.01), so that the first output is near the base's",
-    claims=("0.047 % of the parameters of T5-base, on par with full fine-tuning on GLUE",),
+    claims=("0.047 % of T5-base's parameters, on par with full fine-tuning on GLUE",),
 )
 class Compacter(Method):
     """h' = h + U act(D h + c) + b, h the output of a module; D = sum_i A_i ⊗ s_i t_iᵀ (r, d), U likewise (d, r).
@@ -44,10 +44,10 @@ class Compacter(Method):
     def params(self, m: int, n: int) -> Declared:
         positive(n=self.n, r=self.r)
         divides("n", self.n, r=self.r, d=n)
-        k, thin, wide = self.n, self.r // self.n, n // self.n
+        thin, wide = self.r // self.n, n // self.n
         sizes = {"sD": thin, "tD": wide, "sU": wide, "tU": thin}
-        vectors = {word: Param((k, size), glorot) for word, size in sizes.items()}
-        return {"A": Param((k, k, k), normal(0.01), scope="model"), **vectors, "c": Param((self.r,), zeros), "b": Param((n,), zeros)}
+        vectors = {word: Param((self.n, size), glorot) for word, size in sizes.items()}
+        return {"A": Param((self.n,) * 3, normal(0.01), scope="model"), **vectors, "c": Param((self.r,), zeros), "b": Param((n,), zeros)}
 
     def layer(self, L: Affine, p: Tensors) -> Map:
         return Bent(L, Affine(phm(p.A, p.sD, p.tD), p.c), Affine(phm(p.A, p.sU, p.tU), p.b), self.act)
@@ -55,7 +55,4 @@ class Compacter(Method):
 
 def phm(A: Tensor, s: Tensor, t: Tensor) -> Op:
     """sum_i A_i ⊗ s_i t_iᵀ."""
-    op: Op = Kron(A[0], chain(s[0, :, None], t[0, None]))
-    for i in range(1, len(A)):
-        op = op + Kron(A[i], chain(s[i, :, None], t[i, None]))
-    return op
+    return add(*[Kron(A[i], chain(s[i, :, None], t[i, None])) for i in range(len(A))])

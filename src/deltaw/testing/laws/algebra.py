@@ -96,7 +96,7 @@ def shapes_fit_or_are_refused(case: Case) -> str:
     """A layer of awkward size either works or is refused with a typed error before the model is touched."""
     refused, worked = [], []
     for m, n in AWKWARD:
-        prompt = case.method.sites == "prefix"
+        prompt = case.method.sites in ("prefix", "attention")
         one = Reader(n, 1, m) if prompt else One(m, m) if case.method.sites == "stream" else One(m, n)
         model = settle(one, case.dtype)
         wide, out = (n, n) if prompt else (model.blocks[0].in_features, model.blocks[0].out_features)
@@ -125,7 +125,7 @@ def expression_ignores_the_route(case: Case) -> None:
     model, x = case.tiny(), case.x(2, 3, 16)
     adapted = case.attach(model)
     whole = model(x)
-    if any(e.signals for e in adapted.entries().values()) or case.method.sites == "prefix":  # tokens see each other
+    if any(e.signals for e in adapted.entries().values()) or case.method.sites in ("prefix", "attention"):  # tokens see each other
         close("rows", torch.stack([model(x[k : k + 1])[0] for k in range(2)]), whole, case.tol)
         return
     close("vectors", torch.stack([model(v) for v in x.flatten(0, 1)]), whole.flatten(0, 1), case.tol)

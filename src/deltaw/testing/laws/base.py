@@ -15,7 +15,7 @@ from ...attach import Adapted
 from ...ops import Affine, Map, Op
 from ...plan import Plan
 from ...spec import Method
-from ..tiny import WIDE, WIDTH, Lookup, One, Reader, Tiny, settle, values
+from ..tiny import WIDE, WIDTH, Around, Attention, Lookup, One, Reader, Tiny, settle, values
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 
@@ -99,11 +99,13 @@ class Case:
     # ---- models and inputs
 
     def tiny(self) -> Any:
-        return settle(Reader() if self.method.sites == "prefix" else Tiny(), self.dtype)
+        return settle(Reader() if self.method.sites in ("prefix", "attention") else Tiny(), self.dtype)
 
     def one(self, m: int = WIDE, n: int = WIDTH, bias: bool = True) -> Any:
         if self.method.sites == "prefix":  # one layer, n numbers a token, m numbers of keys and values a place
             return settle(Reader(n, 1, m // 2), self.dtype)
+        if self.method.sites == "attention":  # nothing but the layer
+            return settle(Around(Attention(n, m // 2)), self.dtype)
         return settle(One(m, n, bias), self.dtype)
 
     def lookup(self) -> Any:
@@ -118,7 +120,7 @@ class Case:
         """The method on every site of the tiny model it has: all linears, all blocks, or whole modules."""
         if self.method.sites in ("stream", "parallel"):
             kw.setdefault("targets", "all-blocks")
-        elif self.method.sites == "prefix":
+        elif self.method.sites in ("prefix", "attention"):
             kw.setdefault("targets", "all-blocks")  # the backbone that holds them
         elif self.method.sites == "module":
             kw.setdefault("targets", ["sq"] if isinstance(model, Tiny) else ["blocks.0"])
@@ -160,8 +162,8 @@ class Case:
 def why_not(adapted: Adapted, L: Map) -> str:
     if any(e.signals for e in adapted.entries().values()):
         return "it depends on a value computed from the whole input"
-    if next(iter(adapted.assignments)).site.kind == "prefix":
-        return "it is what stands in front of the input"
+    if next(iter(adapted.assignments)).site.kind in ("prefix", "attention"):
+        return "it is what the input is seen with, no product"
     if next(iter(adapted.assignments)).site.kind == "module":
         return "it replaces the parameters of a module and computes no product"
     return "its output is a nonlinear function of its input"

@@ -88,7 +88,7 @@ def compare_closed(method: Method) -> str:
     for m, n, bias in SHAPES:
         model, x = case.one(m, n, bias), case.x(3, 5, n).requires_grad_()
         lin = model.blocks[0]
-        W, b = lin.weight.detach().clone(), None if lin.bias is None else lin.bias.detach().clone()
+        W, b = (None if (t := getattr(lin, word, None)) is None else t.detach().clone() for word in ("weight", "bias"))
         adapted = case.attach(model)
         _, entry, signals = opened(adapted, x.detach())[0]
         ours, pool = {k: entry.get(k) for k in entry.own}, adapted.pool()
@@ -97,7 +97,9 @@ def compare_closed(method: Method) -> str:
         p |= {k: signals[s] for k, s in entry.signals.items()}
         y = model(x)
         z = x.detach().clone().requires_grad_()
-        if method.sites == "stream":  # the map acts on what the block puts out; its base is the identity
+        if method.sites == "attention":  # added to what the layer gives anyway
+            want = type(lin).forward(lin, z) + closed(method, lin, p, z)
+        elif method.sites == "stream":  # the map acts on what the block puts out; its base is the identity
             h = nn.functional.linear(z, W, b)
             want = closed(method, torch.eye(m, dtype=z.dtype), None, p, h)
         else:
