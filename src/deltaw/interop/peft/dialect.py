@@ -19,7 +19,8 @@ class Dialect:
     """One `peft_type`. Subclasses fill in the tables, and override pack/unpack where a layout differs from ours.
 
     names: our tensor -> the part of PEFT's key behind "base_model.model.SITE."; shared: the same for model-wide ones.
-    apart: tensors that PEFT keeps elsewhere than in adapter_model.safetensors. targets: sites are named in the file.
+    apart: tensors that PEFT keeps elsewhere than in adapter_model.safetensors. targets: sites are named in the file. alone: keys without
+    the name of a site.
     neutral: PEFT fields that must have one of the listed values, because others change the mathematics.
     """
 
@@ -30,6 +31,7 @@ class Dialect:
     shared: ClassVar[dict[str, str]] = {}
     apart: ClassVar[frozenset[str]] = frozenset()
     targets: ClassVar[bool] = True
+    alone: ClassVar[bool] = False
     dropout: ClassVar[str | None] = None
     patterns: ClassVar[dict[str, str]] = {}
     handled: ClassVar[frozenset[str]] = frozenset()

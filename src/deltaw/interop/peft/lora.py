@@ -23,15 +23,15 @@ UNMOVED = (True, False, "gaussian", "orthogonal", "eva", "true", "True")  # star
 @dialect
 class Lora(Dialect):
     type = "LORA"
-    methods = ("lora", "rslora", "dora")
+    methods = ("lora", "rslora", "dora", "alora")
     kinds = DENSE | {"conv", "embedding"}
     dropout = "lora_dropout"
     patterns = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
-    handled = frozenset({"r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights"})
+    handled = frozenset({"r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights", "alora_invocation_tokens"})
     neutral = {
         "bias": ("none",), "megatron_config": (None,), "layer_replication": (None,), "use_qalora": (False,),
         "lora_bias": (False,), "target_parameters": (None, []), "use_bdlora": (None, False), "arrow_config": (None,),
-        "kasa_config": (None,), "velora_config": (None,), "alora_invocation_tokens": (None,),
+        "kasa_config": (None,), "velora_config": (None,),
         "monteclora_config": (None,), "loftq_config": ({}, None),
     }  # fmt: skip
     ignored = frozenset(
@@ -41,14 +41,23 @@ class Lora(Dialect):
 
     def fields(self, method: Method, p: P) -> dict[str, Any]:
         inner: Any = method.inner if method.key == "dora" else method  # type: ignore[attr-defined]
-        if inner.key not in ("lora", "rslora"):
+        if inner.key not in ("lora", "rslora", "alora"):
             raise Inexpressible(f"PEFT has no DoRA over '{inner.key}'")
+        if inner.key == "alora":
+            if method is not inner or not inner.invocation:
+                raise Inexpressible("PEFT has an aLoRA with an invocation sequence, and no DoRA over it")
+            return {"r": inner.r, "lora_alpha": plain(inner.alpha), "use_rslora": False, "use_dora": False,
+                    "init_lora_weights": True, "alora_invocation_tokens": list(inner.invocation)}  # fmt: skip
         r = inner.r * (2 if "offset.B" in p else 1)
         alpha = inner.alpha * (r / inner.r if inner.key == "lora" else math.sqrt(r / inner.r))
         return {"r": r, "lora_alpha": plain(alpha), "use_rslora": inner.key == "rslora", "use_dora": method.key == "dora",
                 "init_lora_weights": True}  # fmt: skip
 
     def method(self, f: dict[str, Any]) -> Method:
+        if words := f.get("alora_invocation_tokens"):
+            if f.get("use_rslora") or f.get("use_dora"):
+                raise StateMismatch("adapter_config.json: alora_invocation_tokens with use_rslora or use_dora is not supported")
+            return new("alora", r=f.get("r", 8), alpha=f.get("lora_alpha", 8), invocation=tuple(words))
         inner = new("rslora" if f.get("use_rslora") else "lora", r=f.get("r", 8), alpha=f.get("lora_alpha", 8))
         return new("dora", inner=inner) if f.get("use_dora") else inner
 

@@ -6,9 +6,10 @@ from dataclasses import field
 
 from ...errors import SpecError
 from ...fused import Dropped
-from ...ops import Op, delta
+from ...ops import Affine, Map, Op, delta
 from ...sites import Site
 from ...spec import METHODS, Declared, Method, Tensors, method
+from ..gating import Gated
 
 
 @method(paper="(dropout, as LoRA and HF PEFT apply it)")
@@ -32,6 +33,13 @@ class Drop(Method):
         if not 0.0 <= self.p < 1.0 or site.kind == "expert":  # experts are rebuilt as weights and never see their input
             raise SpecError(f"{site.name}: p = {self.p} of [0, 1) cannot be dropped from the input of this {site.kind}")
         return self.inner.declare(site)
+
+    def layer(self, L: Affine, p: Tensors) -> Map:
+        M = self.inner.layer(L, p) if type(self.inner).weight is Method.weight else None
+        if not isinstance(M, Gated) or not isinstance(M.L, Affine):
+            return Affine(self.weight(L.op, p), L.bias)
+        dropped = L.op + Dropped(delta(M.L.op, L.op), self.p) if p.training and self.p else M.L.op
+        return Gated(L, Affine(dropped, M.L.bias), M.here)
 
     def weight(self, W: Op, p: Tensors) -> Op:
         V = self.inner.weight(W, p)
