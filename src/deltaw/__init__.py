@@ -8,7 +8,7 @@
 """
 
 from . import errors, fused, interop, methods, ops
-from .attach import Adapted, activate, adapters, attach, disabled, prompts, rows
+from .attach import Adapted, activate, adapters, attach, disabled, prompts, rows, stack
 from .bank import Bank
 from .files import load, read
 from .fuse import Fused
@@ -22,5 +22,5 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "context_loss", "disabled", "errors", "fused", "interop", "load",
-    "methods", "ops", "prefill", "preview", "prompts", "read", "route", "rows", "tasks", "testing",
+    "methods", "ops", "prefill", "preview", "prompts", "read", "route", "rows", "stack", "tasks", "testing",
 ]  # fmt: skip

@@ -185,7 +185,7 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
             bag[attribute(name)] = Bag()
         bag[attribute(name)][attribute(key) or SELF] = entry  # type: ignore[operator]
         bag.train(place.module.training)  # a new module starts in training mode
-    shared.live = ((name, 1.0),)
+    shared.live, shared.stacked = ((name, 1.0),), False
     _listen(model, shared)
     return adapted
 
@@ -364,7 +364,22 @@ def activate(model: nn.Module, names: str | Sequence[str], weights: Sequence[flo
     if len(weights) != len(chosen):
         raise SpecError(f"{len(chosen)} adapters need {len(chosen)} weights; found {len(weights)}")
     pairs = tuple((n, w if isinstance(w, Tensor) else float(w)) for n, w in zip(chosen, weights))
-    return Restore(shared, now=True, live=pairs, signals={})
+    return Restore(shared, now=True, live=pairs, signals={}, stacked=False)
+
+
+def stack(model: nn.Module, names: Sequence[str]) -> Restore:
+    """Make these adapters of hidden states live, each fed with what the one before it puts out: a task's adapter on top
+    of a language's (MAD-X). The residual of every one is the block's own output: h + U_2 act(D_2 (h + U_1 act(D_1 h))).
+
+    Train the upper one with `stack(model, ["english", "task"])` and its own optimiser alone; exchange the lower one by
+    `stack(model, ["swahili", "task"])`. For deltas of weights there is no order: `activate` adds them up.
+    """
+    shared = session(model)
+    for name in names:
+        shared.known(name)
+    if not names or len(set(names)) < len(names):
+        raise SpecError(f"a stack is one or more different adapters, the lowest first; found {list(names)}")
+    return Restore(shared, now=True, live=tuple((n, 1.0) for n in names), signals={}, stacked=True)
 
 
 def disabled(model: nn.Module) -> Restore:

@@ -35,6 +35,12 @@ class Several(Map):
         self.parts = parts
 
 
+def seen(L: Map) -> Seen:
+    if not isinstance(L, Seen):
+        raise NotLinear(f"an attention layer takes places to attend to; found a {type(L).__name__}")
+    return L
+
+
 def is_attention(module: nn.Module) -> bool:
     return all(isinstance(getattr(module, word, None), nn.Module) for word in PARTS)
 
@@ -67,11 +73,10 @@ class AttentionSite(Site):
 
     def joined(self, maps: list[Map], weights: list[float | Tensor]) -> Several:
         """The answers of several live adapters add up."""
-        return Several([replace(L, weight=w) for L, w in zip(maps, weights)])  # type: ignore[type-var]
+        return Several([replace(seen(L), weight=w) for L, w in zip(maps, weights)])
 
     def by_row(self, maps: dict[int, Map], which: Tensor) -> Several:
-        parts = [replace(L, rows=(which == k).nonzero().squeeze(1)) for k, L in maps.items()]  # type: ignore[type-var]
-        return Several(parts)
+        return Several([replace(seen(L), rows=(which == k).nonzero().squeeze(1)) for k, L in maps.items()])
 
     def run(self, L: Map, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert isinstance(L, Several)

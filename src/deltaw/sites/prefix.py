@@ -208,7 +208,8 @@ class PrefixSite(Site):
         dtype = x.dtype
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-        kv = _rows(L.kv.to(dtype), rows).unflatten(-1, (self.layers, 2, self.heads, self.size)).permute(2, 3, 0, 4, 1, 5)
+        flat = _rows(L.kv.to(dtype), rows)  # (rows, places, m)
+        kv = flat.reshape(*flat.shape[:2], self.layers, 2, self.heads, self.size).permute(2, 3, 0, 4, 1, 5)
         cache = kw.get("past_key_values")
         if cache is None:
             cache = kw["past_key_values"] = (self.empty or need("transformers", "train").DynamicCache)()
