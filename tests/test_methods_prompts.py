@@ -158,6 +158,21 @@ def test_the_prompt_is_edited_once_and_decoding_goes_on_over_the_cache():
     assert all((m[:, 0] - whole[:, 10]).abs().max() < 1e-9 for m in more)
 
 
+def test_the_trainer_tells_where_prompts_end():
+    from deltaw.train.loss import label_loss
+
+    labels = IDS.clone()
+    labels[0, :4], labels[1, :6] = -100, -100
+    for method in (At(ReFT(r=2), positions="f1+l2"), PromptTuning(v=3), Cartridge(v=3)):
+        model = llama()
+        shake(deltaw.attach(model, Plan(method)))
+        total, count = label_loss(model, {"input_ids": IDS, "labels": labels})
+        want = model(input_ids=IDS, labels=labels, use_cache=False).loss
+        assert abs(total / count - want) < 1e-6
+        with deltaw.disabled(model):
+            assert abs(model(input_ids=IDS, labels=labels).loss - want) > 1e-3
+
+
 def test_rows_with_different_rules():
     model = llama()
     shake(deltaw.attach(model, Plan(At(ReFT(r=2), positions="f2+l2")), "a"))

@@ -185,7 +185,7 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
             bag[attribute(name)] = Bag()
         bag[attribute(name)][attribute(key) or SELF] = entry  # type: ignore[operator]
         bag.train(place.module.training)  # a new module starts in training mode
-    shared.live, shared.stacked = ((name, 1.0),), False
+    shared.live = ((name, 1.0),)
     _listen(model, shared)
     return adapted
 

@@ -57,7 +57,7 @@ class Session:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
         live = tuple((n, id(w) if isinstance(w, Tensor) else w) for n, w in self.live)
-        now = (live, self.off, id(self.rows) if self.rows is not None else 0)
+        now = (live, self.off, self.stacked, id(self.rows) if self.rows is not None else 0)
         if torch._C._current_graph_task_id() == -1:  # not inside a backward pass
             if len(self.seen) > 1000:
                 self.seen.clear()
