@@ -21,6 +21,7 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "context_loss", "disabled", "errors", "fused", "interop", "load",
+    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "context_loss",
+    "disabled", "errors", "fused", "interop", "load",
     "methods", "ops", "prefill", "preview", "prompts", "read", "route", "rows", "stack", "tasks", "testing",
 ]  # fmt: skip

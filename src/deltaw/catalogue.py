@@ -38,7 +38,10 @@ class _Sample(nn.Module):
         return SimpleNamespace(logits=y, hidden_states=(x,)) if kw.get("output_hidden_states") else y
 
 
-TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "prefix": "all-blocks", "attention": "all-blocks", "module": ["blocks.0"]}
+TARGETS: dict[str, Any] = {
+    "weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "prefix": "all-blocks",
+    "attention": "all-blocks", "module": ["blocks.0"],
+}  # fmt: skip
 
 
 def _model(method: Method, m: int, n: int) -> nn.Module:

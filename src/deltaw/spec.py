@@ -173,7 +173,8 @@ class Method:
     paper: ClassVar[str]
     axis: ClassVar[str]
     start: ClassVar[str]
-    sites: ClassVar[str] = "weight"  # or "stream": hidden states, "parallel": beside a block, "prefix": in front of a model, "attention", "module": whole modules
+    # "weight"; "stream": hidden states; "parallel": beside a block; "prefix": in front of a model; "attention"; "module"
+    sites: ClassVar[str] = "weight"
 
     def params(self, m: int, n: int) -> Declared:
         """The tensors at a site of shape m x n."""

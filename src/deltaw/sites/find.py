@@ -160,7 +160,8 @@ def find(
 
     targets: a list of name suffixes; or one regular expression that must match whole names; or "all-linear" (every
     linear layer but the output head) or "all-blocks" (for hidden states). exclude: the same language.
-    layers: keep sites whose layer number is among these. sort: "weight", "stream", "parallel" "prefix" (the backbone, for prompts) or "attention".
+    layers: keep sites whose layer number is among these. sort: "weight", "stream", "parallel", "attention", or "prefix"
+    (the backbone, for prompts).
     """
     where = Candidates(model, sort)
     if targets == ALL_LINEAR and sort == "weight":

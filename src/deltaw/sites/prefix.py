@@ -99,7 +99,9 @@ class PrefixSite(Site):
         table = get() if callable(get) else next((m for m in module.modules() if isinstance(m, nn.Embedding)), None)
         found = None if table is None else leaf_site(f"{name}.embeddings", table)
         if table is None or found is None or found.kind != "embedding":
-            raise TargetError(f"'{name}' is a {type(module).__name__} without an embedding table; a prompt goes in front of a backbone")
+            raise TargetError(
+                f"'{name}' is a {type(module).__name__} without an embedding table; a prompt goes in front of a backbone"
+            )
         self.table, self.base = table, found.leaf()
         width = found.shape[0]
         queries = _number(config, "num_attention_heads", "n_head") or 1

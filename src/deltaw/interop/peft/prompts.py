@@ -38,7 +38,7 @@ class Prompt(Dialect):
         if len(adapted.assignments) > 1:
             raise Inexpressible("PEFT trains nothing beside a prompt")
         if not type(adapted.model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
-            raise Inexpressible(f"PEFT's prompts are compared for causal language models only; this is a {type(adapted.model).__name__}")
+            raise Inexpressible(f"PEFT's prompts are written for causal language models, not for a {type(adapted.model).__name__}")
         width, heads = (site.heads * site.size, site.heads) if self.cache else (site.shape[1], None)
         sizes = {"token_dim": width, "num_attention_heads": heads, "num_layers": site.layers, "num_transformer_submodules": 1}
         return {**fields, **sizes}, {}
@@ -48,7 +48,9 @@ class Prompt(Dialect):
         if found is None or found.dim() != 2:
             raise StateMismatch(f"'{WORD}' is missing, or no matrix; this is no file of PEFT's {self.type}")
         if saved.config.get("task_type") != CAUSAL:
-            raise StateMismatch(f"adapter_config.json: task_type {saved.config.get('task_type')!r}: prompts are read for {CAUSAL} only")
+            raise StateMismatch(
+                f"adapter_config.json: task_type {saved.config.get('task_type')!r}: prompts are read for {CAUSAL} only"
+            )
         return Plan(self.method(saved.config | {"num_virtual_tokens": len(found)}))
 
     def fields(self, method: Any, p: P) -> dict[str, Any]:
@@ -210,7 +212,7 @@ class Adaption(Dialect):
         if names != top or len({a.method for a in adapted.assignments}) > 1:
             raise Inexpressible("PEFT puts one ADAPTION_PROMPT on the attention of the top layers, and trains nothing beside it")
         if getattr(getattr(adapted.model, "config", None), "model_type", "") not in ("llama", "mistral"):
-            raise Inexpressible("PEFT knows ADAPTION_PROMPT for Llama, Mistral and GPT-2 (which has no separate projections) only")
+            raise Inexpressible("PEFT knows ADAPTION_PROMPT for Llama and Mistral, and for GPT-2 in another form, only")
         return {**fields, "adapter_layers": len(names), "target_modules": word}, {}
 
     def from_files(self, saved: Any, model: Any) -> Any:

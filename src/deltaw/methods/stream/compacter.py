@@ -47,7 +47,8 @@ class Compacter(Method):
         thin, wide = self.r // self.n, n // self.n
         sizes = {"sD": thin, "tD": wide, "sU": wide, "tU": thin}
         vectors = {word: Param((self.n, size), glorot) for word, size in sizes.items()}
-        return {"A": Param((self.n,) * 3, normal(0.01), scope="model"), **vectors, "c": Param((self.r,), zeros), "b": Param((n,), zeros)}
+        A = Param((self.n,) * 3, normal(0.01), scope="model")
+        return {"A": A, **vectors, "c": Param((self.r,), zeros), "b": Param((n,), zeros)}
 
     def layer(self, L: Affine, p: Tensors) -> Map:
         return Bent(L, Affine(phm(p.A, p.sD, p.tD), p.c), Affine(phm(p.A, p.sU, p.tU), p.b), self.act)
