@@ -418,7 +418,7 @@ def test_silent_6_factors_edited_while_merged():
 @pytest.mark.parametrize(
     "field, value",
     [("use_qalora", True), ("lora_bias", True), ("bias", "all"), ("layer_replication", [[0, 2]]),
-     ("target_parameters", ["experts.w"]), ("alora_invocation_tokens", [1]), ("future_switch", 3),
+     ("target_parameters", ["experts.w"]), ("future_switch", 3),
      ("init_lora_weights", "loftq"), ("init_lora_weights", "pissa_niter_4"), ("megatron_config", {"a": 1})],
 )  # fmt: skip
 def test_fields_that_change_the_mathematics_are_refused_by_name(saved, field, value):

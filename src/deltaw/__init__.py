@@ -8,11 +8,12 @@
 """
 
 from . import errors, fused, interop, methods, ops
-from .attach import Adapted, activate, adapters, attach, disabled, rows
+from .attach import Adapted, activate, adapters, attach, disabled, prompts, rows, stack
 from .bank import Bank
 from .files import load, read
 from .fuse import Fused
 from .plan import Plan, Preview, preview
+from .prompting import context_loss, prefill, tasks
 from .route import route
 from .spec import METHODS
 
@@ -20,6 +21,7 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "disabled", "errors", "fused", "interop", "load",
-    "methods", "ops", "preview", "read", "route", "rows", "testing",
+    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "context_loss",
+    "disabled", "errors", "fused", "interop", "load",
+    "methods", "ops", "prefill", "preview", "prompts", "read", "route", "rows", "stack", "tasks", "testing",
 ]  # fmt: skip

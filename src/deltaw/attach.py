@@ -19,8 +19,9 @@ from .ops import Eye
 from .plan import Assignment, Plan, as_plan
 from .rules import install
 from .session import ATTRIBUTE, CHILD, POOL, SELF, Bag, Place, Restore, Session, session
-from .signals import PRODUCERS
+from .signals import produce
 from .sites.experts import ExpertSite
+from .sites.prompt import cache_of, note
 from .spec import Declared, Method, Param, Start
 
 
@@ -69,9 +70,9 @@ class Adapted:
         tables = {a.site.name for a in self.assignments if a.site.kind == "embedding"}
         trained = self.trainable()
         lookups = frozenset(k for k in trained if k.rpartition(".")[0] in tables)
-        optimizer: torch.optim.Optimizer = self.plan.update.optimizer(trained, lr, lookups=lookups, **kw)
-        install(self, optimizer)
-        return optimizer
+        made: torch.optim.Optimizer = self.plan.update.optimizer(trained, lr, lookups=lookups, **kw)
+        install(self, made)
+        return made
 
     # ---- what it is and what becomes of it
 
@@ -213,7 +214,8 @@ def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list
                 size[:] = [max(x, y) for x, y in zip(size, p.shape, strict=True)]
         entries.append(entry)
         made[a.site.name] = entry
-        todo.append((entry, declared, start, None if isinstance(W, Eye) else plan.init))
+        bare = isinstance(W, Eye) or a.site.kind in ("parallel", "prefix", "attention")  # no weight that an init could look at
+        todo.append((entry, declared, start, None if bare else plan.init))
     pool = Entry(assignments[0].method) if wanted else None
     if pool is not None:
         for key, (p, size, start) in wanted.items():
@@ -265,8 +267,13 @@ def _listen(model: nn.Module, shared: Session) -> None:
     if shared.hook is not None:
         shared.hook.remove()
         shared.hook = None
+    if shared.after is not None:
+        shared.after.remove()
+        shared.after = None
     if shared.adapters:
         shared.hook = model.register_forward_pre_hook(Listener(sorted(wanted)), with_kwargs=True)
+    if wanted:
+        shared.after = model.register_forward_hook(keep_notes)
 
 
 class Listener:
@@ -283,12 +290,19 @@ class Listener:
             return
         live = set(shared.rows.order) if shared.rows is not None else {n for n, _ in shared.live}
         needy = {s for n in live for e in shared.adapters[n].entries().values() for s in e.signals.values()}
-        shared.signals = {}
+        shared.signals, shared.notes = {}, {}
         if shared.off or not needy:
             return
         with disabled(model):
-            found = {s: PRODUCERS[s](model, args, kwargs) for s in self.wanted if s in needy}
+            found = {s: produce(s, model, args, kwargs) for s in self.wanted if s in needy}
         shared.signals = found
+
+
+def keep_notes(model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+    """After the model: what producers have noted stays with the cache, for the next pass over it."""
+    shared = session(model)
+    if shared.notes:
+        note(cache_of(out), **shared.notes)
 
 
 def _remove(model: nn.Module, name: str) -> None:
@@ -342,7 +356,22 @@ def activate(model: nn.Module, names: str | Sequence[str], weights: Sequence[flo
     if len(weights) != len(chosen):
         raise SpecError(f"{len(chosen)} adapters need {len(chosen)} weights; found {len(weights)}")
     pairs = tuple((n, w if isinstance(w, Tensor) else float(w)) for n, w in zip(chosen, weights))
-    return Restore(shared, now=True, live=pairs, signals={})
+    return Restore(shared, now=True, live=pairs, signals={}, stacked=False)
+
+
+def stack(model: nn.Module, names: Sequence[str]) -> Restore:
+    """Make these adapters of hidden states live, each fed with what the one before it puts out: a task's adapter on top
+    of a language's (MAD-X). The residual of every one is the block's own output: h + U_2 act(D_2 (h + U_1 act(D_1 h))).
+
+    Train the upper one with `stack(model, ["english", "task"])` and its own optimiser alone; exchange the lower one by
+    `stack(model, ["swahili", "task"])`. For deltas of weights there is no order: `activate` adds them up.
+    """
+    shared = session(model)
+    for name in names:
+        shared.known(name)
+    if not names or len(set(names)) < len(names):
+        raise SpecError(f"a stack is one or more different adapters, the lowest first; found {list(names)}")
+    return Restore(shared, now=True, live=tuple((n, 1.0) for n in names), signals={}, stacked=True)
 
 
 def disabled(model: nn.Module) -> Restore:
@@ -364,6 +393,12 @@ def rows(model: nn.Module, names: Sequence[str | None]) -> Restore:
     if not names:
         raise SpecError("deltaw.rows needs one adapter name (or None) for every row of the batch; the list is empty")
     return Restore(shared, rows=Rows(list(names)), signals={})
+
+
+def prompts(model: nn.Module, ends: Tensor | Sequence[int]) -> Restore:
+    """`with deltaw.prompts(model, [5, 9]):` the prompt of row i is its first ends[i] tokens (padding counted), for
+    adapters that act on the first or last tokens of a prompt. Not needed where the model gets labels, or only prompts."""
+    return Restore(session(model), prompts=torch.as_tensor(ends))
 
 
 def adapters(model: nn.Module) -> Iterator[Adapted]:

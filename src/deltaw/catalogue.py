@@ -30,17 +30,32 @@ class _Sample(nn.Module):
         self.blocks = nn.ModuleList([nn.LayerNorm(n) if norm else nn.Linear(n, m)])
         self.config = SimpleNamespace(hidden_size=m)
 
+    def token_ids(self, x: torch.Tensor, **kw: Any) -> torch.Tensor:
+        return torch.arange(x.shape[-2], device=x.device).expand(x.shape[:-1])
+
     def forward(self, x: torch.Tensor, **kw: Any) -> Any:
         y = self.blocks[0](x)
         return SimpleNamespace(logits=y, hidden_states=(x,)) if kw.get("output_hidden_states") else y
 
 
-TARGETS: dict[str, Any] = {"weight": "all-linear", "stream": "all-blocks", "module": ["blocks.0"], "norm": "all-norms"}
+TARGETS: dict[str, Any] = {
+    "weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "prefix": "all-blocks",
+    "attention": "all-blocks", "module": ["blocks.0"], "norm": "all-norms",
+}  # fmt: skip
+
+
+def _model(method: Method, m: int, n: int) -> nn.Module:
+    """Shapes without data: one layer; for a prompt a language model with n numbers a token, and m a place in its cache."""
+    from .testing.tiny import Around, Attention, Reader
+
+    with torch.device("meta"):
+        if method.sites == "attention":
+            return Around(Attention(n, m // 4))
+        return Reader(n, 2, m // 4) if method.sites == "prefix" else _Sample(m, n, method.sites == "norm")
 
 
 def _attached(method: Method, m: int, n: int) -> tuple[nn.Module, Any]:
-    with torch.device("meta"):
-        model = _Sample(m, n, method.sites == "norm")
+    model = _model(method, m, n)
     return model, attach(model, Plan(method, targets=TARGETS[method.sites]))
 
 
@@ -100,8 +115,7 @@ def formula(method: Method) -> str | None:
 
 def preview_count(method: Method, m: int, n: int) -> int:
     """Trained numbers at one layer m x n, from the declarations."""
-    with torch.device("meta"):
-        model = _Sample(m, n, method.sites == "norm")
+    model = _model(method, m, n)
     return preview(model, Plan(method, targets=TARGETS[method.sites])).trainable
 
 
@@ -121,9 +135,9 @@ def entry(cls: type[Method]) -> dict[str, Any]:
         "mergeable": facts["mergeable"],
         "exact_lora_rank": facts["exact_lora_rank"],
         "needs_dense_base": facts["needs_dense_base"],
-        "identity_at_start": cls.start in ("identity", "rounding"),
-        "start": cls.start,
-        "sites": cls.sites,
+        "identity_at_start": method.start in ("identity", "rounding"),
+        "start": method.start,
+        "sites": method.sites,
         "in_peft": bool(getattr(oracle(cls.key), "IN_PEFT", "peft" in oracles)),
         "oracles": oracles,
         "sample_shape": list(SAMPLE),

@@ -75,7 +75,9 @@ def to_lora(adapted: Adapted, rank: int | None = None) -> Converted:
     for a in adapted.assignments:
         if a.site.kind == "module":
             continue
-        if a.site.kind == "stream":
+        if a.site.kind in ("prefix", "attention"):
+            raise NotMergeable(f"{a.site.name}: {a.method.key} adds places to attend to; no weight change equals it")
+        if a.site.kind in ("stream", "parallel"):
             raise NotMergeable(f"{a.site.name}: {a.method.key} edits hidden states; no weight change equals it")
         op = site_delta(adapted, a)
         pair = factors(op)
@@ -114,13 +116,13 @@ def facts(adapted: Adapted) -> dict[str, Any]:
     for a in adapted.assignments:
         try:
             pair = factors(site_delta(adapted, a))
-            ranks.append(None if pair is None or a.site.kind == "stream" else pair[0].shape[1])
+            ranks.append(None if pair is None or a.site.kind in ("stream", "parallel") else pair[0].shape[1])
         except BiasChanged:
             ranks.append(None)
         except NotLinear:
             ranks.append(None)
             merges = False
-        merges = merges and a.site.kind != "stream"
+        merges = merges and a.site.kind not in ("stream", "parallel")
     with watch_dense() as seen:
         for a in adapted.assignments:
             leaf = a.site.leaf().op

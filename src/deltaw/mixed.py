@@ -14,6 +14,7 @@ from .errors import NotLinear, ShapeError
 from .ops import Affine, Map, delta, factors
 from .segments import Sorted, Stack, call
 from .sites import Site
+from .sites.prompt import first_tensor
 
 
 class Rows:
@@ -130,6 +131,10 @@ def mixed(place: Any, site: Site, rows: Rows, args: tuple[Any, ...], kwargs: dic
     entries = {k: e for k, e in named.items() if e is not None}
     if not entries:
         return place.base.forward(*args, **kwargs)
+    if site.gathers:
+        maps = {number: entry.layer(site.leaf(), place.session.signals) for number, entry in entries.items()}
+        L = site.by_row(maps, rows.spread(first_tensor(args, kwargs), False))
+        return site.run(L, place.base.forward, args, kwargs)
     if site.pointwise:
         if torch.is_grad_enabled() or place.session.signals or torch.compiler.is_compiling():
             return site.run(

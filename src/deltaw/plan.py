@@ -239,7 +239,7 @@ def preview(model: nn.Module, plan: Plan, tokens: int = 1024) -> Preview:
                     frozen += size
         trainable += own
         leaf = a.site.leaf().op
-        n = leaf.shape[1] if a.site.kind not in ("embedding", "module") else 0
+        n = leaf.shape[1] if a.site.kind not in ("embedding", "module", "prefix") else 0
         activation += tokens * n * leaf.like.element_size()
         rows.append(
             {"name": a.site.name, "method": a.method.key, "kind": a.site.kind, "shape": a.site.shape, "trainable": own,

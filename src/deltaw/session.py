@@ -38,12 +38,17 @@ class Session:
     def __init__(self) -> None:
         self.adapters: dict[str, Adapted] = {}
         self.live: tuple[tuple[str, float | Tensor], ...] = ()
+        self.stacked = False  # live adapters of a hidden state follow one another, instead of adding up
         self.off = False
         self.rows: Rows | None = None
         self.signals: dict[str, Tensor] = {}
+        self.notes: dict[str, Tensor] = {}  # what producers want to know again in the next pass over the same cache
+        self.prompts: Tensor | None = None  # where the prompt of every row ends, where somebody has said so
+        self.tasks: Tensor | None = None  # of every row, where somebody has said so
         self.places: dict[str, Place] = {}
         self.frozen: list[Tensor] = []  # base parameters that required a gradient before
         self.hook: Any = None
+        self.after: Any = None
         self.seen: set[Any] = set()  # what was chosen in passes that keep a graph
 
     def check(self) -> None:
@@ -52,7 +57,7 @@ class Session:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
         live = tuple((n, id(w) if isinstance(w, Tensor) else w) for n, w in self.live)
-        now = (live, self.off, id(self.rows) if self.rows is not None else 0)
+        now = (live, self.off, self.stacked, id(self.rows) if self.rows is not None else 0)
         if torch._C._current_graph_task_id() == -1:  # not inside a backward pass
             if len(self.seen) > 1000:
                 self.seen.clear()
@@ -108,7 +113,9 @@ class Restore:
             self.shared.live = tuple((n, w) for n, w in self.shared.live if n in self.shared.adapters)
 
 
-def combine(site: Site, live: list[tuple[Entry, float | Tensor]], signals: dict[str, Tensor]) -> Map:
+def combine(
+    site: Site, live: list[tuple[Entry, float | Tensor]], signals: dict[str, Tensor], stacked: bool = False
+) -> Map:
     """Several adapters at one site: the base plus the weighted sum of their deltas, never one fed into another."""
     base = site.leaf()
     device = base.op.like.device.type
@@ -118,6 +125,12 @@ def combine(site: Site, live: list[tuple[Entry, float | Tensor]], signals: dict[
     else:
         maps = [entry.layer(base, signals) for entry, _ in live]
     weights = [w for _, w in live]
+    if site.gathers:
+        return site.joined(maps, weights)
+    if stacked and len(maps) > 1:
+        if site.kind != "stream":
+            raise SpecError(f"{site.name}: adapters are stacked on hidden states only; on a {site.kind} they add up (activate)")
+        return Stacked(base, maps)
     if len(maps) == 1 and isinstance(weights[0], float) and weights[0] == 1.0:
         return maps[0]
     if all(isinstance(L, Replace) for L in maps):
@@ -153,6 +166,19 @@ class Mixture(Map):
         y = y0
         for L, w in zip(self.maps, self.weights):
             y = y + w * (L(x) - y0)
+        return y
+
+
+class Stacked(Map):
+    """h + (change of the last adapter to what the ones before it have made of h): the residual of each is h itself."""
+
+    def __init__(self, base: Affine, maps: list[Map]):
+        self.base, self.maps = base, maps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        h = y = self.base(x)
+        for L in self.maps:
+            y = h + (L(y) - y)
         return y
 
 
@@ -192,7 +218,7 @@ class Place:
             live = self.live()
             if not live:
                 return self.base.forward(*args, **kwargs)
-            return site.run(combine(site, live, s.signals), self.base.forward, args, kwargs)
+            return site.run(combine(site, live, s.signals, s.stacked), self.base.forward, args, kwargs)
         return self._stack(args, kwargs)
 
     def _stack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

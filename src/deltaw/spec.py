@@ -175,7 +175,8 @@ class Method:
     paper: ClassVar[str]
     axis: ClassVar[str]
     start: ClassVar[str]
-    sites: ClassVar[str] = "weight"  # or "stream": hidden states, "module": whole modules, "norm": norms as such
+    # "weight"; "stream": hidden states; "parallel": beside a block; "prefix": in front of a model; "attention"; "module"; "norm"
+    sites: ClassVar[str] = "weight"
 
     def params(self, m: int, n: int) -> Declared:
         """The tensors at a site of shape m x n."""

@@ -74,9 +74,9 @@ def tensors_of(cls: Any, m: int, n: int) -> list[dict[str, Any]] | str:
     from ..errors import SpecError
     from ..spec import Param
 
-    if cls.sites in ("module", "norm"):
+    if cls().sites in ("module", "norm"):
         return "those of the module it is put on"
-    width = m if cls.sites == "stream" else n
+    width = m if cls().sites == "stream" else n
     try:
         declared = cls().params(m, width)
     except SpecError as error:

@@ -7,7 +7,7 @@ import pkgutil
 
 from ..spec import METHODS
 
-for _folder in ("structure", "wrap", "route", "stream", "init", "update", "rules"):
+for _folder in ("structure", "wrap", "route", "stream", "prefix", "init", "update", "rules"):
     _package = importlib.import_module(f"{__name__}.{_folder}")
     for _module in pkgutil.iter_modules(_package.__path__):
         importlib.import_module(f"{_package.__name__}.{_module.name}")

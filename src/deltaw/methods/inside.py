@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import SpecError
-from ..ops import Affine
+from ..ops import Affine, Map
 from ..spec import Declared, Method, Param, Signal, Start, Tensors, kaiming
 
 
@@ -19,10 +19,11 @@ def tensors(word: str, inner: Method, where: Any) -> Declared:
     return inner.params(*where) if isinstance(where, tuple) else inner.declare(where)
 
 
-def linear(word: str, inner: Method, where: Any, *own: str) -> Declared:
-    """The same, if that change is linear; `own` are the names of the wrapper's tensors."""
+def linear(word: str, inner: Method, where: Any, *own: str, gated: bool = False) -> Declared:
+    """The same, if that change is linear (gated: or is at some of the tokens); `own` are the names of the wrapper's tensors."""
     declared = tensors(word, inner, where)
-    if signals := [k for k, p in declared.items() if isinstance(p, Signal)]:
+    asks = {k: p.name for k, p in declared.items() if isinstance(p, Signal)}
+    if signals := [k for k, name in asks.items() if not (gated and name.startswith("positions "))]:
         raise SpecError(
             f"{word} wraps a linear change of a weight; that of {inner.key} depends on the whole input (its '{signals[0]}'), "
             "so there is no matrix whose rows, or whose input, could be told apart"
@@ -44,7 +45,10 @@ def drawn(p: Param) -> Param:
 
 def affine(word: str, inner: Method, L: Affine, p: Tensors) -> Affine:
     """The layer of `inner`, which has to be linear."""
-    V = inner.layer(L, p)
+    return checked(word, inner, inner.layer(L, p))
+
+
+def checked(word: str, inner: Method, V: Map) -> Affine:
     if not isinstance(V, Affine):
         raise SpecError(f"{word} wraps a linear change of a weight; {inner.key} gives a {type(V).__name__}, which is no matrix")
     return V

@@ -21,6 +21,7 @@ class Site:
 
     kind: ClassVar[str]
     pointwise: ClassVar[bool] = True  # `run` applies L to rows independently of each other, through L(x) or L.cols(i)
+    gathers: ClassVar[bool] = False  # several maps become one by `joined` (live together) and `by_row` (a row each)
     index: int | None = None  # which expert of a stack
     window: int = 1  # how many of the n columns belong to one input channel
     transposed: bool = False  # the parameter is stored (n, m)
@@ -56,6 +57,14 @@ class Site:
         """Raise the named error for a bias that has no place."""
         if bias is not None:
             raise NotMergeable(f"{self.name}: the delta has a bias and the base ({self.kind}) has none to write it to")
+
+    def joined(self, maps: list[Map], weights: list[float | Tensor]) -> Map:
+        """What several live adapters make together, where that is no sum of operators."""
+        raise NotImplementedError
+
+    def by_row(self, maps: dict[int, Map], which: Tensor) -> Map:
+        """What row i sees: maps[which[i]], or the base alone."""
+        raise NotImplementedError
 
     def parameter(self) -> Tensor | None:
         """The base parameter behind this site, to recognise tied weights."""

@@ -9,15 +9,18 @@ from torch import nn
 
 from ..errors import SpecError, TargetError, nearest
 from . import conv, dense, embedding, experts, foreign
+from .attention import AttentionSite, is_attention
 from .base import Site
 from .module import ModuleSite
-from .stream import StreamSite
+from .prefix import PrefixSite, backbone
+from .stream import ParallelSite, StreamSite
 
 Targets = str | Sequence[str]
 ALL_LINEAR = "all-linear"
 ALL_BLOCKS = "all-blocks"
 ALL_NORMS = "all-norms"
 KINDS = (dense, conv, embedding, foreign)  # asked in turn; the first that recognises a module supplies its site
+STREAMS = {"stream": StreamSite, "parallel": ParallelSite}
 LINEAR_KINDS = ("linear", "conv1d_hf", "opaque")
 
 
@@ -99,8 +102,12 @@ class Candidates:
         module = self.modules[name]
         if self.sort != "weight" and isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             raise TargetError(f"'{name}' is a {type(module).__name__}, which is never called; name the modules inside it")
-        if self.sort == "stream":
-            return [StreamSite(name, module, width(self.model, module))]
+        if self.sort in STREAMS:
+            return [STREAMS[self.sort](name, module, width(self.model, module))]
+        if self.sort == "prefix":
+            return [PrefixSite(name, module, self.model)]
+        if self.sort == "attention":
+            return [AttentionSite(name, module)]
         if self.sort == "norm" and not is_norm(module):
             raise TargetError(
                 f"'{name}' is a {type(module).__name__}; what is trained here are norms (no batch norms, which also keep "
@@ -168,7 +175,8 @@ def find(
 
     targets: a list of name suffixes; or one regular expression that must match whole names; or "all-linear" (every
     linear layer but the output head), "all-blocks" (for hidden states) or "all-norms". exclude: the same language.
-    layers: keep sites whose layer number is among these. sort: "weight", "stream", "module" or "norm".
+    layers: keep sites whose layer number is among these. sort: "weight", "stream", "parallel", "attention", "module", "norm",
+    or "prefix" (the backbone, for prompts).
     """
     where = Candidates(model, sort)
     if targets == ALL_LINEAR and sort == "weight":
@@ -179,10 +187,14 @@ def find(
             if (s := leaf_site(n, m)) and s.kind in LINEAR_KINDS and m is not head
             and not isinstance(where.modules.get(n.rpartition(".")[0]), nn.MultiheadAttention)
         }  # fmt: skip
-    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort == "stream":
+    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort in STREAMS:
         names = set(blocks(model))
     elif targets in (ALL_LINEAR, ALL_NORMS) and sort == "norm":
         names = set(where.usable())
+    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort == "prefix":
+        names = {backbone(model)}
+    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort == "attention":
+        names = {n for n, m in where.modules.items() if n and is_attention(m)}
     elif isinstance(targets, str):
         names = set(_pick(where, "target", targets, literal=False))
         usable = set(where.usable())

@@ -1,4 +1,5 @@
-"""A hidden-state stream: the output of a block, edited by a map of shape (d, d) whose base is the identity."""
+"""A hidden-state stream: the output of a block, edited by a map whose base is the identity; or a branch beside a block,
+whose base is zero."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import Affine, Eye, Map
+from ..ops import Affine, Eye, Map, Zero
 from .base import Site
 
 
@@ -24,11 +25,31 @@ class StreamSite(Site):
         return Affine(Eye(self.width, like))
 
     def run(self, L: Map, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        out = call(*args, **kwargs)
+        return self.edited(call(*args, **kwargs), L)
+
+    def edited(self, out: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """What the block puts out, with its hidden state changed."""
         if isinstance(out, Tensor):
-            return L(out)
+            return change(out)
         if isinstance(out, tuple) and isinstance(out[0], Tensor):
-            return (L(out[0]), *out[1:])
+            return (change(out[0]), *out[1:])
         raise TypeError(
             f"{self.name}: a tensor or a tuple that starts with one was expected from the block; found {type(out)}"
         )
+
+
+class ParallelSite(StreamSite):
+    """A branch from the input of a block (its first argument) to its output, added to it; m x n, of base zero."""
+
+    kind = "parallel"
+
+    def __init__(self, name: str, module: nn.Module, width: int):
+        super().__init__(name, module, width)
+        self.inner = int(module.in_features) if isinstance(module, nn.Linear) else width
+
+    def leaf(self) -> Affine:
+        return Affine(Zero(self.width, self.inner, super().leaf().op.like))
+
+    def run(self, L: Map, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
+        return self.edited(call(*args, **kwargs), lambda out: out + L(x).to(out.dtype))

@@ -65,7 +65,15 @@ class Block(nn.Module):
         return x + torch.tanh(self.sq(x)) * torch.tanh(u[..., :d]) + 0.5 * u[..., -d:]
 
 
-class Tiny(nn.Module):
+class Counted(nn.Module):
+    """Its input are features; its tokens are numbered, for adapters that wait for a sequence of tokens."""
+
+    def token_ids(self, x: Tensor, **kw: Any) -> Tensor:
+        lead = x.shape[:-1] if x.is_floating_point() else x.shape
+        return torch.arange(lead[-1], device=x.device).expand(lead)
+
+
+class Tiny(Counted):
     """Two blocks; `recompute` turns gradient checkpointing on ("reentrant" or "plain")."""
 
     def __init__(self, width: int = WIDTH, wide: int = WIDE, norm: bool = False):
@@ -82,7 +90,7 @@ class Tiny(nn.Module):
         return answer(x, x, kw)
 
 
-class One(nn.Module):
+class One(Counted):
     """A single linear layer `blocks.0`, m x n, or a norm of n: the model's output is the site's output."""
 
     def __init__(self, m: int = WIDE, n: int = WIDTH, bias: bool = True, norm: bool = False):
@@ -143,7 +151,7 @@ class Tied(nn.Module):
         return answer(self.head(h), h, kw)
 
 
-class Around(nn.Module):
+class Around(Counted):
     """One layer of any kind as `blocks.0`; the tokens go to the last axis for a convolution."""
 
     def __init__(self, layer: nn.Module, channels: int = 0):
@@ -203,3 +211,128 @@ def coded(model: nn.Module) -> nn.Module:
             path, _, word = name.rpartition(".")
             setattr(model.get_submodule(path), word, Codes(module))
     return model
+
+
+class Attention(nn.Module):
+    """Causal attention, two query heads on one head of keys and values, called as those of transformers are."""
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(width, 2 * size), nn.Linear(width, size)
+        self.v_proj, self.o_proj, self.head_dim = nn.Linear(width, size), nn.Linear(2 * size, width), size
+
+    def forward(self, hidden_states: Tensor, mask: Any = None, cache: Any = None, layer: int = 0) -> Tensor:
+        few = hidden_states.dim() == 2
+        x = hidden_states[None] if few else hidden_states
+        q = self.q_proj(x).unflatten(-1, (2, self.head_dim)).transpose(1, 2)
+        k, v = self.k_proj(x)[:, None], self.v_proj(x)[:, None]
+        if cache is not None:
+            k, v = cache.update(k, v, layer)
+        scores = q @ k.mT * self.head_dim**-0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -1e4)
+        y: Tensor = self.o_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return y[0] if few else y
+
+
+class Attending(nn.Module):
+    """A block: attention, and a layer `sq`; smooth."""
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.attn, self.sq = Attention(width, size), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: Any, layer: int) -> Tensor:
+        x = x + self.attn(x, mask, cache, layer)
+        return x + torch.tanh(self.sq(x))
+
+
+class Body(nn.Module):
+    """The backbone of `Reader`, called as those of transformers are; positions are added as sines."""
+
+    def __init__(self, width: int, layers: int, size: int):
+        super().__init__()
+        self.table = nn.Embedding(12, width)
+        self.blocks = nn.ModuleList([Attending(width, size) for _ in range(layers)])
+        self.recompute = ""
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        return bool(self.recompute)
+
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, past_key_values: Any = None,
+        inputs_embeds: Any = None, use_cache: bool = False,
+    ) -> Tensor:  # fmt: skip
+        x = self.table(input_ids) if inputs_embeds is None else inputs_embeds
+        seen, tokens = 0 if past_key_values is None else past_key_values.get_seq_length(), x.shape[1]
+        if position_ids is None:
+            position_ids = (torch.arange(tokens, device=x.device) + seen)[None]
+        turns = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype) / 3
+        x = x + 0.3 * torch.sin(position_ids[..., None].to(x.dtype) * turns)
+        at = torch.arange(tokens, device=x.device)[:, None] + seen
+        mask = (torch.arange(seen + tokens, device=x.device) <= at)[None, None]
+        if attention_mask is not None:
+            mask = mask & attention_mask[:, None, None].bool()
+        for i, block in enumerate(self.blocks):
+            if self.recompute and self.training:
+                x = checkpoint(block, x, mask, past_key_values, i, use_reentrant=self.recompute == "reentrant")
+            else:
+                x = block(x, mask, past_key_values, i)
+        return x
+
+
+class Held:
+    """A cache with fixed keys and values in front, (layers, 2, heads, places, size), that keeps nothing."""
+
+    def __init__(self, kv: Tensor):
+        self.kv = kv
+
+    def get_seq_length(self) -> int:
+        return self.kv.shape[3]
+
+    def update(self, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        front = self.kv[layer][:, None].expand(-1, len(k), -1, -1, -1)
+        return torch.cat([front[0].to(k), k], 2), torch.cat([front[1].to(v), v], 2)
+
+
+class Reader(Counted):
+    """A tiny language model without a head: features in, hidden states out; for what stands in front of a text."""
+
+    def __init__(self, width: int = WIDTH, layers: int = 2, size: int = 4):
+        super().__init__()
+        self.body = Body(width, layers, size)
+        self.config = SimpleNamespace(
+            hidden_size=width, num_attention_heads=2, num_key_value_heads=1, head_dim=size, num_hidden_layers=layers
+        )
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.body.blocks
+
+    @property
+    def recompute(self) -> str:
+        return self.body.recompute
+
+    @recompute.setter
+    def recompute(self, way: str) -> None:
+        self.body.recompute = way
+
+    def forward(self, x: Tensor, **kw: Any) -> Any:
+        few = x.dim() == 2 and x.is_floating_point()
+        y = self.body(inputs_embeds=x[None] if few else x) if x.is_floating_point() else self.body(x)
+        y = y[0] if few else y
+        return answer(y, y, kw)
+
+    def told(self, x: Tensor, tokens: Tensor | None = None, kv: Tensor | None = None) -> Tensor:
+        """What it reads behind soft tokens (v, d) and keys and values (u, m), done by hand and without an adapter."""
+        few, h = x.dim() == 2, x[None] if x.dim() == 2 else x
+        cache = None
+        if kv is not None:
+            layers, size = len(self.blocks), self.config.head_dim
+            cache = Held(kv.reshape(len(kv), layers, 2, 1, size).permute(1, 2, 3, 0, 4))
+        v = 0 if tokens is None else tokens.shape[0]
+        if tokens is not None:
+            h = torch.cat([tokens.to(h).expand(len(h), *tokens.shape), h], 1)
+        y = Body.forward(self.body, inputs_embeds=h, past_key_values=cache)[:, v:]
+        return y[0] if few else y

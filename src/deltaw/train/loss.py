@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..session import ATTRIBUTE
+from ..session import ATTRIBUTE, Restore
+from ..signals import prompt_ends
 from .chunked import chunk_rows, chunked_cross_entropy
 from .encode import IGNORE
 
@@ -36,13 +38,15 @@ def label_loss(
     rest = {k: v for k, v in batch.items() if k != "labels"}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     shared = model.__dict__.get(ATTRIBUTE)
+    asked: Any = nullcontext() if shared is None else Restore(shared, prompts=prompt_ends(batch["labels"]))
     if shared is not None and shared.rows is not None:
         head = None  # every row of the batch has its own adapter: they must stay what they are, also at the head
     if any(map(_compiled, (model, call, head))):
         head = None  # a graph would keep the hooks it was traced with, or never see them
     if head is not None and _bare(model, head, batch["input_ids"]):
         tap = Tap(batch["labels"].shape)
-        logits = tap.run(head, run, rest)
+        with asked:
+            logits = tap.run(head, run, rest)
         if tap.untouched(logits):
             h = tap.hidden.flatten(0, 1)
             at = F.pad(keep, (0, 1)).flatten().nonzero().squeeze(1).to(h.device)
@@ -50,7 +54,8 @@ def label_loss(
             with torch.autocast(h.device.type, tap.autocast, enabled=tap.autocast is not None):
                 return chunked_cross_entropy(head, h[at], labels[keep].to(h.device), size), count
         _BARE[model] = False
-    logits = _selected(head, run, rest, keep)
+    with asked:
+        logits = _selected(head, run, rest, keep)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide, labels[keep].to(logits.device), reduction="sum"), count
 

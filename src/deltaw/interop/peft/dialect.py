@@ -21,7 +21,8 @@ class Dialect:
 
     names: our tensor -> the part of PEFT's key behind "base_model.model.SITE."; shared: the same for model-wide ones.
     apart: tensors that PEFT keeps elsewhere than in adapter_model.safetensors. targets: sites are named in the file.
-    tied: PEFT gives the other end of a tied weight the same tensors, unasked, and stores them at both.
+    tied: PEFT gives the other end of a tied weight the same tensors, unasked, and stores them at both. alone: keys without
+    the name of a site.
     neutral: PEFT fields that must have one of the listed values, because others change the mathematics.
     """
 
@@ -33,6 +34,7 @@ class Dialect:
     apart: ClassVar[frozenset[str]] = frozenset()
     targets: ClassVar[bool] = True
     tied: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
     dropout: ClassVar[str | None] = None
     patterns: ClassVar[dict[str, str]] = {}
     handled: ClassVar[frozenset[str]] = frozenset()

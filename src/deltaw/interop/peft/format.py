@@ -80,7 +80,7 @@ class PeftFormat:
                 main += [] if twin else [(a, fields)]
                 bared = Assignment(a.site, inner, a.shares, a.flip)
                 found = d.pack(bared, {k: v for k, v in p.items() if k not in d.apart})
-            out |= {f"{PREFIX}{a.site.name}.{k}": v for k, v in found.items()}
+            out |= {_before(d, a) + k: v for k, v in found.items()}
         return main, out | d.pack_shared(adapted, state)
 
     def _config(self, adapted: Adapted, d: Dialect, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class PeftFormat:
         for a in adapted.assignments:
             if a.shares is not None:
                 continue
-            own, prefix = _of(state, a.site.name, adapted), f"{PREFIX}{a.site.name}."
+            own, prefix = _of(state, a.site.name, adapted), _before(d, a)
             here = {k[len(prefix) :]: v for k, v in tensors.items() if k in wanted and k.startswith(prefix)}
             if _whole(a, d):
                 _same_buffers(a, {k: v for k, v in here.items() if k not in own})
@@ -182,6 +182,11 @@ class PeftFormat:
 
     def keys(self, a: Assignment) -> dict[str, str] | None:
         return places.keys(a)
+
+
+def _before(d: Dialect, a: Assignment) -> str:
+    """What stands in front of the names of a site's tensors."""
+    return "" if d.alone and a.site.kind != "module" else f"{PREFIX}{a.site.name}."
 
 
 def _of(state: Named, site: str, adapted: Adapted) -> Named:

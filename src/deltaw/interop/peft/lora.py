@@ -25,15 +25,17 @@ UNMOVED = (True, False, "gaussian", "orthogonal", "eva", "true", "True")  # star
 @dialect
 class Lora(Dialect):
     type = "LORA"
-    methods = (*PLAIN, "dora", "bitfit", *VARIANTS)
+    methods = (*PLAIN, "dora", "bitfit", "alora", *VARIANTS)
     kinds = DENSE | {"conv", "embedding"}
     dropout = "lora_dropout"
     patterns = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
-    handled = frozenset({"r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights", "kasa_config", "use_bdlora"})
+    handled = frozenset(
+        {"r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights", "kasa_config", "use_bdlora", "alora_invocation_tokens"}
+    )
     neutral = {
         "bias": ("none", "lora_only"), "megatron_config": (None,), "layer_replication": (None,), "use_qalora": (False,),
         "lora_bias": (False,), "target_parameters": (None, []), "arrow_config": (None,),
-        "velora_config": (None,), "alora_invocation_tokens": (None,),
+        "velora_config": (None,),
         "monteclora_config": (None,), "loftq_config": ({}, None),
     }  # fmt: skip
     ignored = frozenset(
@@ -51,8 +53,13 @@ class Lora(Dialect):
                 raise Inexpressible(f"PEFT's trained biases beside a {method.key} are not written here")
             return common(method) | VARIANTS[method.key].fields(method)
         inner: Any = method.inner if method.key == "dora" else method  # type: ignore[attr-defined]
-        if inner.key not in PLAIN:
+        if inner.key not in (*PLAIN, "alora"):
             raise Inexpressible(f"PEFT has no DoRA over '{inner.key}'")
+        if inner.key == "alora":
+            if method is not inner or biases or not inner.invocation:
+                raise Inexpressible("PEFT has an aLoRA with an invocation sequence, and no DoRA over it or biases beside it")
+            return {"r": inner.r, "lora_alpha": plain(inner.alpha), "use_rslora": False, "use_dora": False,
+                    "init_lora_weights": True, "bias": "none", "alora_invocation_tokens": list(inner.invocation)}  # fmt: skip
         r = inner.r * (2 if "offset.B" in p else 1)
         alpha = inner.alpha * (math.sqrt(r / inner.r) if inner.key == "rslora" else r / inner.r)
         return {"r": r, "lora_alpha": plain(alpha), "use_rslora": inner.key == "rslora", "use_dora": method.key == "dora",
@@ -67,6 +74,10 @@ class Lora(Dialect):
             if f.get("bias") == "lora_only":
                 raise StateMismatch(f"adapter_config.json: bias='lora_only' together with {v.word} is not supported")
             return v.method(f)
+        if words := f.get("alora_invocation_tokens"):
+            if f.get("use_rslora") or f.get("use_dora") or f.get("bias") == "lora_only":
+                raise StateMismatch("adapter_config.json: alora_invocation_tokens with use_rslora, use_dora or bias is not supported")
+            return new("alora", r=f.get("r", 8), alpha=f.get("lora_alpha", 8), invocation=tuple(words))
         inner = new("rslora" if f.get("use_rslora") else "lora", r=f.get("r", 8), alpha=f.get("lora_alpha", 8))
         inner = new("dora", inner=inner) if f.get("use_dora") else inner
         return new("bitfit", inner=inner) if f.get("bias") == "lora_only" else inner

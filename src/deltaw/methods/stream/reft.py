@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from ...errors import ShapeError
 from ...ops import Affine, Map, chain
-from ...spec import Declared, Method, Param, Start, Tensors, kaiming, method, uniform
-
-
-def columns(U: Tensor) -> Tensor:
-    """The orthonormal basis of U's columns (QR); positive on the diagonal of the triangle, so that it is continuous."""
-    Q, T = torch.linalg.qr(U)
-    return Q * torch.where(T.diagonal() < 0, -1.0, 1.0).to(Q.dtype)
+from ...spec import Declared, Method, Param, Tensors, kaiming, method, uniform
+from ..orthonormal import basis, columns, room
 
 
 @method(
@@ -30,7 +21,8 @@ class ReFT(Method):
     Wp (r, d), c (r,). Start: U orthonormal, Wp and c ~ U(±1/sqrt d). Trainable per block: 2 d r + r. 2 d r operations a token.
     Affine in h, so several adapters add up; no weight equals it, so it does not merge.
     `Plan(ReFT())` edits every block; name blocks by targets or layers. Source: Wu et al. 2024, equation 2.
-    Trap: pyreft edits the first and last prompt tokens only, and drops out the whole edited state, not the edit.
+    Trap: pyreft edits the first and last prompt tokens only: that is At(ReFT(), positions="f1+l1"); it drops out the
+    whole edited state, not the edit.
 
     >>> from deltaw.methods import ReFT
     >>> {k: p.shape for k, p in ReFT(r=2).params(6, 6).items()}
@@ -41,12 +33,7 @@ class ReFT(Method):
     r: int = 8
 
     def params(self, m: int, n: int) -> Declared:
-        if not 1 <= self.r <= n:
-            raise ShapeError(f"reft needs 1 <= r <= {n}, the width of the hidden state; found r = {self.r}")
-
-        def basis(start: Start, shape: tuple[int, ...]) -> Tensor:
-            return columns(start.normal(shape, 1.0))
-
+        room("reft", self.r, n)
         return {"U": Param((n, self.r), basis), "Wp": Param((self.r, n), kaiming), "c": Param((self.r,), uniform(n**-0.5))}
 
     def layer(self, L: Affine, p: Tensors) -> Map:

@@ -9,7 +9,8 @@ from ...fused import Dropped
 from ...ops import Affine, Map, delta
 from ...sites import Site
 from ...spec import METHODS, Declared, Method, Tensors, method
-from ..inside import affine, linear
+from ..gating import Gated
+from ..inside import checked, linear
 
 
 @method(paper="(dropout, as LoRA and HF PEFT apply it)")
@@ -33,8 +34,13 @@ class Drop(Method):
     def declare(self, site: Site) -> Declared:
         if not 0.0 <= self.p < 1.0 or site.kind == "expert":  # experts are rebuilt as weights and never see their input
             raise SpecError(f"{site.name}: p = {self.p} of [0, 1) cannot be dropped from the input of this {site.kind}")
-        return linear("drop", self.inner, site)
+        return linear("drop", self.inner, site, gated=True)
 
     def layer(self, L: Affine, p: Tensors) -> Map:
-        V = affine("drop", self.inner, L, p)
+        M = self.inner.layer(L, p)
+        if isinstance(M, Gated) and isinstance(M.L, Affine):
+            return Gated(L, self.dropped(L, M.L, p), M.here)
+        return self.dropped(L, checked("drop", self.inner, M), p)
+
+    def dropped(self, L: Affine, V: Affine, p: Tensors) -> Affine:
         return Affine(L.op + Dropped(delta(V.op, L.op), self.p), V.bias) if p.training and self.p else V

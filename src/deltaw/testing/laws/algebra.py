@@ -7,7 +7,7 @@ import torch
 from ... import preview
 from ...errors import DeltawError, SpecError
 from ...ops import Affine, delta, factors, rank_bound
-from ..tiny import values
+from ..tiny import Reader, settle, values
 from .base import Case, NotApplicable, close, dense, law, must
 
 
@@ -96,7 +96,10 @@ def shapes_fit_or_are_refused(case: Case) -> str:
     """A layer of awkward size either works or is refused with a typed error before the model is touched."""
     refused, worked = [], []
     for m, n in AWKWARD:
-        model = case.one(m, n) if case.method.sites != "stream" else case.one(m, m)
+        prompt = case.method.sites in ("prefix", "attention")
+        wanted = (m, m) if case.method.sites == "stream" else (m, n)
+        model = settle(Reader(n, 1, m), case.dtype) if prompt else case.one(*wanted)
+        wide, out = (n, n) if prompt else (model.blocks[0].in_features, model.blocks[0].out_features)
         keys = list(model.state_dict())
         try:
             adapted = case.attach(model)
@@ -106,9 +109,9 @@ def shapes_fit_or_are_refused(case: Case) -> str:
             refused.append(f"{m}x{n} {type(error).__name__}")
             must(bool(str(error)), f"{m} x {n} was refused without a word")
             continue
-        x = values(4, model.blocks[0].in_features, name="x", dtype=case.dtype)
+        x = values(4, wide, name="x", dtype=case.dtype)
         y = model(x)
-        must(y.shape == (4, model.blocks[0].out_features), f"{m} x {n}: output {tuple(y.shape)}")
+        must(y.shape == (4, out), f"{m} x {n}: output {tuple(y.shape)}")
         for site, L, _ in case.layers(adapted, x):
             if isinstance(L, Affine):
                 must(L.op.dense().shape == L.op.shape == tuple(site.shape), f"{m} x {n}: operator {L.op.shape}")
@@ -124,7 +127,7 @@ def expression_ignores_the_route(case: Case) -> None:
     adapted = case.attach(model)
     whole = model(x)
     mixes = any(getattr(L, "mixes_tokens", False) for _, L, _ in case.layers(adapted, x))
-    if mixes or any(e.signals for e in adapted.entries().values()):
+    if mixes or any(e.signals for e in adapted.entries().values()) or case.method.sites in ("prefix", "attention"):
         close("rows", torch.stack([model(x[k : k + 1])[0] for k in range(2)]), whole, case.tol)
         return
     close("vectors", torch.stack([model(v) for v in x.flatten(0, 1)]), whole.flatten(0, 1), case.tol)

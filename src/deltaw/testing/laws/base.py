@@ -15,7 +15,7 @@ from ...attach import Adapted
 from ...ops import Affine, Map, Op
 from ...plan import Plan
 from ...spec import Method, Param
-from ..tiny import WIDE, WIDTH, Lookup, One, Tiny, settle, values
+from ..tiny import WIDE, WIDTH, Around, Attention, Lookup, One, Reader, Tiny, settle, values
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 
@@ -99,9 +99,14 @@ class Case:
     # ---- models and inputs
 
     def tiny(self) -> Any:
-        return settle(Tiny(norm=self.method.sites == "norm"), self.dtype)
+        prompt = self.method.sites in ("prefix", "attention")
+        return settle(Reader() if prompt else Tiny(norm=self.method.sites == "norm"), self.dtype)
 
     def one(self, m: int = WIDE, n: int = WIDTH, bias: bool = True) -> Any:
+        if self.method.sites == "prefix":  # one layer, n numbers a token, m numbers of keys and values a place
+            return settle(Reader(n, 1, m // 2), self.dtype)
+        if self.method.sites == "attention":  # nothing but the layer
+            return settle(Around(Attention(n, m // 2)), self.dtype)
         return settle(One(m, n, bias, norm=self.method.sites == "norm"), self.dtype)
 
     def lookup(self) -> Any:
@@ -114,10 +119,12 @@ class Case:
 
     def plan(self, model: nn.Module, **kw: Any) -> Plan:
         """The method on every site of the tiny model it has: all linears, all blocks, or whole modules."""
-        if self.method.sites == "stream":
+        if self.method.sites in ("stream", "parallel"):
             kw.setdefault("targets", "all-blocks")
         elif self.method.sites == "norm":
             kw.setdefault("targets", "all-norms")
+        elif self.method.sites in ("prefix", "attention"):
+            kw.setdefault("targets", "all-blocks")  # the backbone that holds them
         elif self.method.sites == "module":
             kw.setdefault("targets", ["sq"] if isinstance(model, Tiny) else ["blocks.0"])
         else:
@@ -159,6 +166,8 @@ class Case:
 def why_not(adapted: Adapted, L: Map) -> str:
     if any(e.signals for e in adapted.entries().values()):
         return "it depends on a value computed from the whole input"
+    if next(iter(adapted.assignments)).site.kind in ("prefix", "attention"):
+        return "it is what the input is seen with, no product"
     if next(iter(adapted.assignments)).site.kind == "module":
         return "it replaces the parameters of a module and computes no product"
     return "its output is a nonlinear function of its input"
@@ -167,14 +176,14 @@ def why_not(adapted: Adapted, L: Map) -> str:
 def opened(adapted: Adapted, x: Tensor) -> list[tuple[Any, Any, dict[str, Tensor]]]:
     """(assignment, entry, signals) for every site of an adapter, with the signals that a pass over x produces."""
     from ...session import session
-    from ...signals import PRODUCERS
+    from ...signals import produce
 
     entries, model = adapted.entries(), adapted.model
     wanted = {s for e in entries.values() for s in e.signals.values()}
     shared = session(model)
     off, shared.off = shared.off, True
     try:
-        signals = {s: PRODUCERS[s](model, (x,), {}) for s in wanted}
+        signals = {s: produce(s, model, (x,), {}) for s in wanted}
     finally:
         shared.off = off
     return [(a, entries[a.site.name], signals) for a in adapted.assignments]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 import deltaw
 
-from .base import Case, close, law, must, same
+from ...errors import SpecError
+from .base import Case, close, law, must, opened, same
 
 
 def _two(case: Case, model: Any) -> None:
@@ -27,9 +28,12 @@ def _alone(model: Any, x: Tensor, name: str | None) -> Tensor:
 
 @law()
 def two_adapters_add(case: Case) -> None:
-    """At one site the output of [a, b] is the base's plus both changes; weights scale them; 0 is none of it."""
+    """At one site the output of [a, b] is the base's plus both changes; weights scale them; 0 is none of it. Prompts
+    stand one behind the other instead, and have no weight but 1 and 0."""
     model, x = case.one(), case.x()
     _two(case, model)
+    if case.method.sites == "prefix":
+        return _behind(model, x)
     base, a, b = (_alone(model, x, n) for n in (None, "a", "b"))
     with deltaw.activate(model, ["a", "b"]):
         close("a + b", model(x), a + b - base, case.tol)
@@ -39,6 +43,33 @@ def two_adapters_add(case: Case) -> None:
         close("0 b", model(x), base, case.tol)
     with deltaw.activate(model, ["a"], [torch.tensor(0.5, dtype=case.dtype)]):
         close("a tensor as weight", model(x), base + 0.5 * (a - base), case.tol)
+
+
+def _behind(model: Any, x: Tensor) -> None:
+    found = {}
+    for adapted in deltaw.adapters(model):
+        (a, entry, signals), *_ = opened(adapted, x)
+        L: Any = entry.layer(a.site.leaf(), signals)
+        found[adapted.name] = (L.tokens, L.kv)
+    for first, second in (("a", "b"), ("b", "a")):
+        tokens, kv = (None if t is None else torch.cat([one(t), one(u)]) for t, u in zip(found[first], found[second]))
+        with deltaw.activate(model, [first, second]):
+            close(f"{first}, then {second}", model(x), model.told(x, tokens, kv), 1e-10)
+    with deltaw.activate(model, ["a", "b"], [1.0, 0.0]):
+        close("a and 0 b", model(x), _alone(model, x, "a"), 1e-10)
+    with deltaw.activate(model, ["a"], [0.0]):
+        close("0 a", model(x), _alone(model, x, None), 1e-10)
+    try:
+        with deltaw.activate(model, ["a"], [0.5]):
+            model(x)
+    except SpecError:
+        return
+    must(False, "half a prompt was accepted")
+
+
+def one(t: Tensor) -> Tensor:
+    """A prompt that is given for rows, but the same for all of them."""
+    return t[0] if t.dim() == 3 else t
 
 
 @law()

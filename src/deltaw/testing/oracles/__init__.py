@@ -3,6 +3,7 @@
 `oracles/KEY.py` may define
   METHOD or METHODS                    instances small enough for layers of 24 x 16 and 16 x 16; laws run on them too
   closed(method, W, b, p, x) -> y      the paper's formula in plain torch, sharing no code with the method
+                                       (of a prompt: closed(method, table, p) -> {"tokens": ..., "kv": ...})
   peft(method) -> (config, put)        the same in HF PEFT: put(layer, p) copies our tensors in and returns, per tensor
                                        of ours, a function that gives its gradient in our layout
   PEFT_BASE = torch.float32            where PEFT refuses a float64 base: it is wrapped in this dtype, then widened
@@ -83,10 +84,12 @@ def compare_closed(method: Method) -> str:
     """Output, gradient of the input and of every trained tensor against the closed form, in float64, at both shapes."""
     closed = oracle(method.key).closed
     case = Case(method)
+    if method.sites == "prefix":
+        return compare_prompt(method, closed)
     for m, n, bias in SHAPES:
         model, x = case.one(m, n, bias), case.x(3, 5, n).requires_grad_()
         lin = model.blocks[0]
-        W, b = lin.weight.detach().clone(), None if lin.bias is None else lin.bias.detach().clone()
+        W, b = (None if (t := getattr(lin, word, None)) is None else t.detach().clone() for word in ("weight", "bias"))
         adapted = case.attach(model)
         _, entry, signals = opened(adapted, x.detach())[0]
         ours, pool = {k: entry.get(k) for k in entry.own}, adapted.pool()
@@ -95,7 +98,9 @@ def compare_closed(method: Method) -> str:
         p |= {k: signals[s] for k, s in entry.signals.items()}
         y = model(x)
         z = x.detach().clone().requires_grad_()
-        if method.sites == "stream":  # the map acts on what the block puts out; its base is the identity
+        if method.sites == "attention":  # added to what the layer gives anyway
+            want = type(lin).forward(lin, z) + closed(method, lin, p, z)
+        elif method.sites == "stream":  # the map acts on what the block puts out; its base is the identity
             h = nn.functional.linear(z, W, b)
             want = closed(method, torch.eye(m, dtype=z.dtype), None, p, h)
         else:
@@ -113,6 +118,32 @@ def compare_closed(method: Method) -> str:
                 must(got is not None and exact is not None, f"{where}: {name} has no gradient in one of the two")
                 assert got is not None and exact is not None
                 close(f"{where} gradient of {name}", got, exact, 1e-9)
+    return "closed form"
+
+
+def compare_prompt(method: Method, closed: Any) -> str:
+    """What stands in front of a text, `closed(method, table, p) -> {"tokens": ..., "kv": ...}`, and what a tiny language
+    model makes of it when it is told so by hand, against the adapted one."""
+    case = Case(method)
+    for m, n, _ in SHAPES:
+        model, x = case.one(m, n), case.x(3, 5, n).requires_grad_()
+        adapted = case.attach(model)
+        (_, entry, signals), *_rest = opened(adapted, x.detach())
+        p = {k: t.detach().clone().requires_grad_(t.requires_grad) for k, t in entry.named()}
+        given = p | {k: signals[s] for k, s in entry.signals.items()}
+        y, z = model(x), x.detach().clone().requires_grad_()
+        want = model.told(z, **closed(method, model.body.table.weight, given))
+        where = f"{m} x {n}"
+        close(f"{where} output", y, want, 1e-10)
+        _weighed(y).backward()
+        _weighed(want).backward()
+        assert x.grad is not None and z.grad is not None
+        close(f"{where} gradient of the input", x.grad, z.grad, 1e-9)
+        for name, t in p.items():
+            if t.requires_grad:
+                got = entry.get(name).grad
+                must(got is not None and t.grad is not None, f"{where}: {name} has no gradient in one of the two")
+                close(f"{where} gradient of {name}", got, t.grad, 1e-9)  # type: ignore[arg-type]
     return "closed form"
 
 

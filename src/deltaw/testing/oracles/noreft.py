@@ -1,0 +1,15 @@
+"""NoReFT: the closed form over a hidden state (it is in pyreft, not in PEFT)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...methods.stream.noreft import NoReFT
+
+METHOD = NoReFT(r=4)
+
+
+def closed(method: Any, W: Any, b: Any, p: dict[str, Tensor], x: Tensor) -> Tensor:
+    return x + (x @ p["W1"].mT + p["c"] - x @ p["W2"].mT) @ p["W2"]
