@@ -10,6 +10,7 @@
 from . import errors, fused, interop, methods, ops
 from .attach import Adapted, activate, adapters, attach, disabled, rows
 from .bank import Bank
+from .blend import blend
 from .files import load, read
 from .fuse import Fused
 from .plan import Plan, Preview, preview
@@ -20,6 +21,6 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "disabled", "errors", "fused", "interop", "load",
+    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "blend", "disabled", "errors", "fused", "interop", "load",
     "methods", "ops", "preview", "read", "route", "rows", "testing",
 ]  # fmt: skip
