@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ShapeError
 from ..ops import Affine, Eye, Map
 from .base import Site
 
@@ -25,10 +26,14 @@ class StreamSite(Site):
 
     def run(self, L: Map, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = call(*args, **kwargs)
-        if isinstance(out, Tensor):
-            return L(out)
-        if isinstance(out, tuple) and isinstance(out[0], Tensor):
-            return (L(out[0]), *out[1:])
+        first = out[0] if isinstance(out, tuple) and out else out
+        if isinstance(first, Tensor):
+            if first.shape[-1] != self.width:
+                raise ShapeError(
+                    f"{self.name}: hidden states of width {self.width} were expected on the last axis of what the block puts "
+                    f"out; found {tuple(first.shape)}. Channels on another axis (an image) are no such stream"
+                )
+            return L(first) if isinstance(out, Tensor) else (L(first), *out[1:])
         raise TypeError(
             f"{self.name}: a tensor or a tuple that starts with one was expected from the block; found {type(out)}"
         )

@@ -7,6 +7,7 @@ from dataclasses import field
 import torch
 from torch import Tensor
 
+from ...errors import SpecError
 from ...ops import Op, chain, row_norm
 from ...sites import Site
 from ...spec import METHODS, Declared, Method, Param, Start, Tensors, last, method
@@ -39,6 +40,8 @@ class DoRA(Method):
         def norms(start: Start, _: tuple[int, ...]) -> Tensor:
             return row_norm(self.inner.weight(start.W, start.p))
 
+        if "g" in inner:
+            raise SpecError(f"{self.inner} has a tensor 'g' already: where it sets the norms of the rows, DoRA adds nothing")
         return {**inner, "g": Param((m,), last(norms))}
 
     def weight(self, W: Op, p: Tensors) -> Op:
