@@ -5,6 +5,7 @@
   closed(method, W, b, p, x) -> y      the paper's formula in plain torch, sharing no code with the method
   peft(method) -> (config, put)        the same in HF PEFT: put(layer, p) copies our tensors in and returns, per tensor
                                        of ours, a function that gives its gradient in our layout
+  peft_config(method) -> config        only that configuration, where peft() cannot be given: for what PEFT can do with it
   IN_PEFT = True / False               where having peft() does not tell: PEFT has the method, but one linear layer
                                        cannot show it; or only a part of PEFT serves as the judge
 A package of its own registers its methods' oracles with `declare(key, module)`.
