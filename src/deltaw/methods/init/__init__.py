@@ -81,6 +81,8 @@ def _scale(start: Start, p: Tensors) -> float | None:
     rows, columns = (torch.arange(0, size, max(size // 64, 1), device=B.device) for size in start.W.shape)
     got, want = pair[0][rows].double() @ pair[1][:, columns].double(), B[rows] @ A[:, columns]
     s = float((got * want).sum() / (want * want).sum())
+    if not math.isfinite(s):
+        return s
     if not torch.allclose(got, s * want, rtol=1e-5, atol=1e-6 * abs(s)):
         return None
     declared = scale_of(start.method)
