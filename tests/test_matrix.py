@@ -275,3 +275,29 @@ def test_a_router_of_another_width_is_refused():
     with pytest.raises(ShapeError, match="16 wide"):
         Case(replace(method, hidden_size=8)).attach(model := tiny())
         model(X)
+
+
+def test_a_wrapper_refuses_what_moves_the_bias():
+    """It asks for the new weight only: a method that moves the bias as well would lose half of itself without a word."""
+
+    def weight(self, W, p):
+        return LoRA.weight(self, W, p)
+
+    def layer(self, L, p):
+        return deltaw.ops.Affine(self.weight(L.op, p), L.bias + p.B[:, 0])
+
+    both = type("Both", (LoRA,), {"__module__": LoRA.__module__, "weight": weight, "layer": layer})(r=2)
+    for wrapper in (DoRA(both), METHODS["drop"](both)):
+        with pytest.raises(SpecError, match="acts on the whole layer"):
+            deltaw.attach(tiny(), wrapper)
+
+
+def test_an_init_leaves_shared_factors_alone():
+    """What one site sets, the next one would overwrite."""
+
+    def params(self, m, n):
+        return {k: replace(p, scope="model") for k, p in LoRA.params(self, m, n).items()}
+
+    shared = type("Shared", (LoRA,), {"__module__": LoRA.__module__, "params": params})(r=2)
+    with pytest.raises(SpecError, match="shared by all sites"):
+        deltaw.attach(tiny(), Plan(shared, init="pissa"))

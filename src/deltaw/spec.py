@@ -65,6 +65,7 @@ class Start:
     def __init__(self, name: str, kind: str, W: Op, seed: int = 0, method: Any = None):
         self.name, self.kind, self.W, self.seed, self.method = name, kind, W, seed, method
         self.p, self._key = Tensors(), 0
+        self.own: list[str] = []  # which of p are this site's own; the others are shared with other sites
         self._svd: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def at(self, tensor: str, seed: int | None) -> Start:
@@ -325,6 +326,13 @@ def change(item: Any, values: dict[str, Any]) -> Any:
             build(type(item), rest)  # raises, naming the nearest field
         config[inner[0]] = change(getattr(item, inner[0]), rest)
     return build(type(item), config)
+
+
+def weight_alone(method: Method, who: str) -> Method:
+    """The method, if all it does is to change the weight: a wrapper that asks for nothing else would drop the rest."""
+    if type(method).layer is not Method.layer:
+        raise SpecError(f"{method} acts on the whole layer (its bias, its output or its input); {who} wraps changes of weights")
+    return method
 
 
 def scale_of(item: Any) -> float:

@@ -20,8 +20,6 @@ from ..testing.oracles import instances
 from ..testing.tiny import WIDTH, Tiny, coded, settle, values
 from .cells import Cell, first
 
-F64 = torch.float64
-
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
@@ -34,11 +32,15 @@ class Mix:
 
     @property
     def tol(self) -> float:
-        """A layer of codes computes with float32 tensors."""
-        return 1e-5 if self.quantised else 1e-9
+        return 1e-4 if self.quantised else 1e-9
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """A layer of codes has adapters in float32, and is used with activations of that width at most."""
+        return torch.float32 if self.quantised else torch.float64
 
     def model(self) -> Any:
-        model = settle(Tiny(), F64)
+        model = settle(Tiny(), self.dtype)
         return coded(model).eval() if self.quantised else model
 
 
@@ -95,7 +97,7 @@ def columns() -> dict[str, Callable[[Method], Mix]]:
 
 def prove(mix: Mix, deep: bool = False) -> str | None:
     """First output, forward = affine map of the dense matrix, gradients, merge; deep: files too."""
-    case, model, x = Case(mix.method), mix.model(), values(3, 5, WIDTH, name="x", dtype=F64)
+    case, model, x = Case(mix.method, mix.dtype), mix.model(), values(3, 5, WIDTH, name="x", dtype=mix.dtype)
     base = model(x)
     adapted = case.attach(model, move=False, **mix.plan)
     if mix.identity:
@@ -106,15 +108,15 @@ def prove(mix: Mix, deep: bool = False) -> str | None:
     for a, entry, signals in opened(adapted, x):
         L = entry.layer(a.site.leaf(), signals)
         if isinstance(L, Affine):
-            h = values(7, L.op.shape[1], name="h", dtype=F64)
-            close(a.site.name, L(h), h @ L.op.dense().mT.to(F64) + (0 if L.bias is None else L.bias), mix.tol)
+            h = values(7, L.op.shape[1], name="h", dtype=mix.dtype)
+            close(a.site.name, L(h), h @ L.op.dense().mT.to(h.dtype) + (0 if L.bias is None else L.bias), mix.tol)
         else:
             notes = ["no linear map"]
     y.square().sum().backward()
     dead = [n for n, p in adapted.trainable().items() if p.grad is None or not p.grad.any()]
     must(not dead, f"no gradient for {dead}")
     try:
-        close("merged", adapted.merge(probe=x).model()(x), y, 1e-9)
+        close("merged", adapted.merge(probe=x).model()(x), y, mix.tol)
     except NotMergeable as why:
         must(mix.quantised or bool(notes), f"does not merge: {why}")
         notes.append("without merging")

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import SpecError
 from ...ops import Op, chain, row_norm
 from ...sites import Site
-from ...spec import METHODS, Declared, Method, Param, Start, Tensors, last, method
+from ...spec import METHODS, Declared, Method, Param, Start, Tensors, last, method, weight_alone
 
 
 @method(paper="arXiv:2402.09353", start="rounding", claims=("gains over LoRA are largest at small r",))
@@ -31,10 +31,10 @@ class DoRA(Method):
     inner: Method = field(default_factory=lambda: METHODS["lora"]())
 
     def params(self, m: int, n: int) -> Declared:
-        return self._and_norms(self.inner.params(m, n), m)
+        return self._and_norms(weight_alone(self.inner, "dora").params(m, n), m)
 
     def declare(self, site: Site) -> Declared:
-        return self._and_norms(self.inner.declare(site), site.shape[0])
+        return self._and_norms(weight_alone(self.inner, "dora").declare(site), site.shape[0])
 
     def _and_norms(self, inner: Declared, m: int) -> Declared:
         def norms(start: Start, _: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,7 @@ from ...errors import SpecError
 from ...fused import Dropped
 from ...ops import Op, delta
 from ...sites import Site
-from ...spec import METHODS, Declared, Method, Tensors, method
+from ...spec import METHODS, Declared, Method, Tensors, method, weight_alone
 
 
 @method(paper="(dropout, as LoRA and HF PEFT apply it)")
@@ -26,12 +26,12 @@ class Drop(Method):
     p: float = 0.1
 
     def params(self, m: int, n: int) -> Declared:
-        return self.inner.params(m, n)
+        return weight_alone(self.inner, "drop").params(m, n)
 
     def declare(self, site: Site) -> Declared:
         if not 0.0 <= self.p < 1.0 or site.kind == "expert":  # experts are rebuilt as weights and never see their input
             raise SpecError(f"{site.name}: p = {self.p} of [0, 1) cannot be dropped from the input of this {site.kind}")
-        return self.inner.declare(site)
+        return weight_alone(self.inner, "drop").declare(site)
 
     def weight(self, W: Op, p: Tensors) -> Op:
         V = self.inner.weight(W, p)
