@@ -14,7 +14,7 @@ from .. import attach, blend
 from ..errors import NotLinear, NotMergeable
 from ..plan import Plan
 from ..spec import METHODS, Method
-from ..testing.laws import LAWS, Case
+from ..testing.laws import LAWS, Case, NotApplicable
 from ..testing.laws.base import close, gap, must, push, same
 from ..testing.oracles import instances
 from ..testing.tiny import WIDE, WIDTH, Around, Codes, Conv1D, Experts, Lookup, One, answer, coded, settle, values
@@ -43,6 +43,10 @@ PLACES: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+SINGLE = ("weight", "stream", "module", "parallel")
+"""The sorts of site that a single layer can be."""
+
+
 def inputs(model: nn.Module) -> Tensor:
     if isinstance(model, Lookup):
         return torch.arange(12).reshape(4, 3)
@@ -52,6 +56,8 @@ def inputs(model: nn.Module) -> Tensor:
 
 def at(method: Method, kind: str) -> str | None:
     """On that kind of layer: an effect, gradients everywhere, the merged weight the same, and the base back afterwards."""
+    if method.sites not in SINGLE:
+        raise NotApplicable(f"acts on a {method.sites} of the model, which is there whatever kind its layers are of")
     make, target = PLACES[kind]
     model = settle(make(), F64)
     model.config = SimpleNamespace(hidden_size=WIDE)
@@ -144,10 +150,12 @@ def quantised(method: Method) -> str | None:
     """On a layer that shows no weight, in float32 as its adapters are: the same as on the weight it stands for."""
     case = Case(method, torch.float32)
     x, shown, hidden = case.x(), case.one(), coded(case.one()).eval()
-    layer = hidden.blocks[0]  # type: ignore[index]
-    assert isinstance(layer, Codes)
+    codes = {name: layer for name, layer in hidden.named_modules() if isinstance(layer, Codes)}
+    if not codes:
+        raise NotApplicable(f"acts on a {method.sites}, and there is no linear layer in it whose weight could be stored as codes")
     with torch.no_grad():
-        shown.blocks[0].weight.copy_(layer.decode())
+        for name, layer in codes.items():
+            shown.get_submodule(name).weight.copy_(layer.decode())
     close("base", hidden(x), shown(x), 1e-5)
     ours, theirs = (case.attach(model).trainable() for model in (hidden, shown))
     if set(ours) != set(theirs):  # whole modules: what a layer of codes has to train is something else

@@ -114,7 +114,7 @@ def merge(config: Any, kind: str) -> str | None:
 def exact_lora(config: Any, kind: str) -> str | None:
     """Their conversion at rank 8, where nothing is lost by it."""
     model, x = attached(config, kind), inputs(kind)
-    if config.peft_type == "LORA" and not config.use_dora:
+    if config.peft_type == "LORA" and not config.use_dora and config.bias == "none":
         return "is one"
     wanted = model(x) - alone(model, x, None)
     model.set_adapter("default")

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ...errors import SpecError
-from ...ops import Op, delta, factors
+from ...errors import DeltawError, SpecError
+from ...ops import Affine, Op, delta, factors
 from ...spec import Method, Registry, Start, Tensors, scale_of
 
 T = TypeVar("T")
@@ -74,9 +74,11 @@ def _scale(start: Start, p: Tensors) -> float | None:
     """s, if the method's change is s B A for the tensors as they are and any A and B; else None."""
     B, A = (_numbers(t) for t in (p.B, p.A))
     trial = Tensors(**{**{k: getattr(p, k) for k in p.names()}, "A": A, "B": B})
+    method = innermost(start.method)
     try:
-        pair = factors(delta(innermost(start.method).weight(start.W, trial), start.W))
-    except (SpecError, AttributeError):  # no change of a weight, or one that needs tensors which start from A and B
+        L = Affine(method.weight(start.W, trial)) if type(method).weight is not Method.weight else method.layer(Affine(start.W), trial)
+        pair = factors(delta(L.op, start.W)) if isinstance(L, Affine) else None
+    except (DeltawError, AttributeError, RuntimeError):  # it needs a signal, or tensors which start from A and B
         return None
     if pair is None:
         return None
