@@ -60,7 +60,7 @@ def two_factors(start: Start, p: Tensors) -> tuple[Tensor, Tensor, float]:
     names = vars(p)
     if "A" not in names or "B" not in names or p.A.dim() != 2 or p.B.dim() != 2 or p.B.shape[1] != p.A.shape[0]:
         raise SpecError(refusal)
-    if not {"A", "B"} <= set(start.own):
+    if start.own is not None and not {"A", "B"} <= set(start.own):
         raise SpecError(f"this init sets A and B at every site; those of {start.method} are shared by all sites")
     s = _scale(start, p)
     if s is None:
