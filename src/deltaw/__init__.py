@@ -10,6 +10,7 @@
 from . import errors, fused, interop, methods, ops
 from .attach import Adapted, activate, adapters, attach, disabled, prompts, rows, stack
 from .bank import Bank
+from .blend import blend
 from .files import load, read
 from .fuse import Fused
 from .plan import Plan, Preview, preview
@@ -21,7 +22,7 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "context_loss",
+    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "blend", "context_loss",
     "disabled", "errors", "fused", "interop", "load",
     "methods", "ops", "prefill", "preview", "prompts", "read", "route", "rows", "stack", "tasks", "testing",
 ]  # fmt: skip

@@ -31,6 +31,11 @@ class Adapted:
     def __init__(self, model: nn.Module, plan: Plan, name: str, assignments: list[Assignment]):
         self.model, self.plan, self.name, self.assignments = model, plan, name, assignments
 
+    @property
+    def parts(self) -> tuple[tuple[str, float | Tensor], ...]:
+        """What is live when this is exported: adapter names with weights."""
+        return ((self.name, 1.0),)
+
     # ---- tensors
 
     def _attached(self) -> Session:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .errors import NotLinear, NotMergeable
 from .ops import Affine, Map, Op, delta, factors, watch_dense
+from .session import combine
 
 if TYPE_CHECKING:
     from .attach import Adapted
@@ -38,20 +39,24 @@ class Converted:
 
 
 def site_layer(adapted: Adapted, a: Any) -> Map:
-    """The map one adapter makes of one site, alone and with weight 1."""
+    """The map an adapter (or a blend of several) makes of one site, whatever else is live."""
     from .attach import _address
 
     shared = adapted._attached()
     module, key = _address(a)
-    entry = shared.places[module].entry(adapted.name, key)
-    assert entry is not None
-    if entry.signals:
-        raise NotMergeable(f"{a.site.name}: {entry.method.key} depends on the input, so no weight equals it")
-    mode, entry.training = entry.training, False  # what is exported is the evaluation formula
+    place = shared.places[module]
+    live = [(e, w) for name, w in adapted.parts if (e := place.entry(name, key)) is not None]
+    for entry, _ in live:
+        if entry.signals:
+            raise NotMergeable(f"{a.site.name}: {entry.method.key} depends on the input, so no weight equals it")
+    modes = [entry.training for entry, _ in live]
     try:
-        return entry.layer(a.site.leaf(), {})
+        for entry, _ in live:
+            entry.training = False  # what is exported is the evaluation formula
+        return combine(a.site, live, {})
     finally:
-        entry.training = mode
+        for (entry, _), mode in zip(live, modes):
+            entry.training = mode
 
 
 def site_delta(adapted: Adapted, a: Any) -> Op:
@@ -91,6 +96,11 @@ def to_lora(adapted: Adapted, rank: int | None = None) -> Converted:
         else:
             assert rank is not None
             out[a.site.name], errors[a.site.name] = cut(op, pair, rank)
+    if not out:
+        raise NotMergeable(
+            f"'{adapted.name}' trains whole modules ({', '.join(a.site.name for a in adapted.assignments)}) and nothing else: "
+            "there is no weight change to write as factors; save it as it is, or merge it"
+        )
     return Converted(out, errors, adapted)
 
 

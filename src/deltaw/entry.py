@@ -138,6 +138,7 @@ def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool)
         elif param.scope == "site":
             entry.put(name, make(param, param.shape, start, name, empty), param.train)
     start.p = entry.tensors(dict.fromkeys(entry.signals.values(), torch.empty(0)))
+    start.own = entry.own
     if init is not None:
         with torch.no_grad():
             moved = _moved(entry, init, start, empty)

@@ -159,7 +159,7 @@ class Merged:
         model, shared = self.adapted.model, session(self.adapted.model)
         args = probe if isinstance(probe, tuple) else () if isinstance(probe, dict) else (probe,)
         kwargs = probe if isinstance(probe, dict) else {}
-        with Restore(shared, live=((self.adapted.name, 1.0),), off=False, rows=None):
+        with Restore(shared, live=self.adapted.parts, off=False, rows=None):
             want = output(model(*args, **kwargs))
         with Restore(shared, off=True):
             got = output(functional_call(model, new, args, kwargs, tie_weights=False))

@@ -65,6 +65,7 @@ class Start:
     def __init__(self, name: str, kind: str, W: Op, seed: int = 0, method: Any = None):
         self.name, self.kind, self.W, self.seed, self.method = name, kind, W, seed, method
         self.p, self._key = Tensors(), 0
+        self.own: list[str] | None = None  # which of p are this site's own (None: all); the others are shared by sites
         self._svd: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def at(self, tensor: str, seed: int | None) -> Start:

@@ -18,7 +18,8 @@ def run(
     dtype: Dtype = "float32",
     json: AsJson = False,
 ) -> None:
-    """Look into an adapter: method, sites, shapes, norms, files. Needs no model; with one, also |ΔW| and |ΔW| / |W|."""
+    """Look into an adapter: method, sites, shapes, norms, files. Needs no model; with one, also |ΔW|, |ΔW| / |W|, the stable
+    rank |ΔW|_F² / |ΔW|_2², and the share of entries that stay within 1e-5 in the base's dtype."""
     facts = read(adapter)
     if base:
         facts["deltas"] = deltas(adapter, base, dtype)
@@ -35,7 +36,10 @@ def run(
         [(t["name"], "x".join(map(str, t["shape"])), t["dtype"], t["norm"]) for t in facts["tensors"]],
     )
     if base:
-        table(["site", "|ΔW|", "|ΔW| / |W|"], [(d["site"], d["norm"], d["share"]) for d in facts["deltas"]])
+        table(
+            ["site", "|ΔW|", "|ΔW| / |W|", "stable rank", "unchanged"],
+            [(d["site"], d["norm"], d["share"], d["stable_rank"], d["unchanged"]) for d in facts["deltas"]],
+        )
     table(["file", "bytes", "sha256"], [(f["name"], f["bytes"], f["sha256"][:16]) for f in facts["files"]])
     bad = [t["name"] for t in facts["tensors"] if not t["finite"]]
     say(
@@ -87,21 +91,33 @@ def read(adapter: str) -> dict[str, Any]:
 
 
 def deltas(adapter: str, base: str, dtype: str) -> list[dict[str, Any]]:
-    """|ΔW| per site; where the change is no weight change, None."""
+    """|ΔW|, its share of |W|, its stable rank and the share of entries that it leaves alone, per site; where the change is no
+    weight change, None."""
     import torch
 
     from ..convert import site_delta
     from ..errors import NotLinear
+    from ..study.checks.rl_subnetwork import update_sparsity
+    from ..study.checks.stable_rank import stable_rank
     from .source import open_source, the_adapter
 
-    out = []
+    out: list[dict[str, Any]] = []
     _, _, adapted = open_source(str(the_adapter(adapter)), base, dtype)
     with torch.no_grad():
         for a in adapted.assignments:
             try:
-                norm = float(torch.linalg.vector_norm(site_delta(adapted, a).dense().double()))
-                whole = float(torch.linalg.vector_norm(a.site.leaf().op.dense().double()))
-                out.append({"site": a.site.name, "norm": norm, "share": norm / whole if whole else None})
+                op = site_delta(adapted, a)
             except NotLinear:
-                out.append({"site": a.site.name, "norm": None, "share": None})
+                out.append({"site": a.site.name, **dict.fromkeys(("norm", "share", "stable_rank", "unchanged"))})
+                continue
+            change, old = op.dense(), a.site.leaf().op.dense()
+            norm, whole = (float(torch.linalg.vector_norm(t.double())) for t in (change, old))
+            new = (old.to(change.dtype) + change).to(old.dtype)
+            out.append({
+                "site": a.site.name,
+                "norm": norm,
+                "share": norm / whole if whole else None,
+                "stable_rank": stable_rank(op, power_iters=30),
+                "unchanged": update_sparsity({"": old}, {"": new}),
+            })  # fmt: skip
     return out

@@ -11,18 +11,34 @@ from .output import AsJson, as_json, say, table
 
 def run(
     axis: Annotated[str | None, typer.Option(help="Only this axis: structure, wrap, route, stream.")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="What each can do, found out by doing it.")] = False,
+    compositions: Annotated[
+        bool, typer.Option("--compositions", help="What each can be composed with: wrappers, inits, a quantised base.")
+    ] = False,
+    peft: Annotated[bool, typer.Option("--peft", help="With --matrix: PEFT's cells beside ours, found out by running it.")] = False,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only this method; may be repeated.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a matrix as Markdown.")] = False,
     json: AsJson = False,
 ) -> None:
-    """List every method with its derived facts."""
-    from ..catalogue import catalogue
+    """List every method with its derived facts; or, as a matrix, what each can do and be composed with."""
     from ..errors import SpecError, nearest
+    from ..spec import METHODS
 
-    rows = catalogue()
-    if axis is not None:
-        axes = sorted({r["axis"] for r in rows})
-        if axis not in axes:
-            raise SpecError(f"no axis '{axis}'{nearest(axis, axes)} (known: {', '.join(axes)})")
-        rows = [r for r in rows if r["axis"] == axis]
+    keys = [k for k in METHODS if axis is None or METHODS[k].axis == axis]
+    if not keys:
+        axes = sorted({METHODS[k].axis for k in METHODS})
+        raise SpecError(f"no axis '{axis}'{nearest(axis or '', axes)} (known: {', '.join(axes)})")
+    if only:
+        wanted = {METHODS[k].key for k in only}  # an unknown one is an error
+        keys = [k for k in keys if k in wanted]
+    if matrix or compositions:
+        _matrix(keys, compositions, peft, markdown, json)
+        return
+    if peft or markdown:
+        raise SpecError("--peft and --markdown belong to a matrix: add --matrix (or --compositions)")
+    from ..catalogue import catalogue
+
+    rows = [r for r in catalogue() if r["key"] in keys]
     if json:
         as_json(rows)
         return
@@ -40,3 +56,26 @@ def run(
     heads = ("key", "class", "axis", "paper", "status", "merges", "LoRA rank", "dense base", "identity")
     table(heads, [[r[c] for c in columns] for r in rows])
     say(f"{len(rows)} methods; `deltaw show KEY` for one of them")
+
+
+def _matrix(keys: list[str], compositions: bool, peft: bool, markdown: bool, json: bool) -> None:
+    from .. import matrix
+
+    rows = matrix.compositions(keys) if compositions else matrix.capabilities(keys)
+    theirs = {}
+    if peft and not compositions:
+        from ..matrix import theirs as other
+
+        theirs = other.capabilities(keys)
+    if json:
+        found = {"cells": rows, "peft": theirs} if peft else {"cells": rows}
+        as_json({w: {k: {c: v.to_dict() for c, v in r.items()} for k, r in t.items()} for w, t in found.items()})
+        return
+    beside = {k: {c: v.outcome for c, v in r.items()} for k, r in theirs.items()}
+    if markdown:
+        say(matrix.markdown(rows, beside))
+        return
+    heads, cells, notes = matrix.numbered(rows, beside)
+    table(["key", *heads], [[k, *row] for k, row in cells.items()])
+    for number, why in notes.items():
+        say(f"[{number}] {why}")

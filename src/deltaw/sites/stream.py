@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ShapeError
 from ..ops import Affine, Eye, Map, Zero
 from .base import Site
 
@@ -29,13 +30,21 @@ class StreamSite(Site):
 
     def edited(self, out: Any, change: Callable[[Tensor], Tensor]) -> Any:
         """What the block puts out, with its hidden state changed."""
-        if isinstance(out, Tensor):
-            return change(out)
-        if isinstance(out, tuple) and isinstance(out[0], Tensor):
-            return (change(out[0]), *out[1:])
+        first = out[0] if isinstance(out, tuple) and out else out
+        if isinstance(first, Tensor):
+            self.fits(first, self.width, "puts out")
+            return change(first) if isinstance(out, Tensor) else (change(first), *out[1:])
         raise TypeError(
             f"{self.name}: a tensor or a tuple that starts with one was expected from the block; found {type(out)}"
         )
+
+    def fits(self, x: Tensor, width: int, does: str) -> None:
+        """Raise the named error for anything but a stream of that width."""
+        if x.dim() == 0 or x.shape[-1] != width or not x.is_floating_point():
+            raise ShapeError(
+                f"{self.name}: hidden states of width {width} were expected on the last axis of what the block {does}; found "
+                f"{tuple(x.shape)} of {x.dtype}. Channels on another axis (an image) and token ids are no such stream"
+            )
 
 
 class ParallelSite(StreamSite):
@@ -45,11 +54,13 @@ class ParallelSite(StreamSite):
 
     def __init__(self, name: str, module: nn.Module, width: int):
         super().__init__(name, module, width)
-        self.inner = int(module.in_features) if isinstance(module, nn.Linear) else width
+        size = getattr(module, "in_features", getattr(module, "nx", width))  # nx: transformers' Conv1D
+        self.inner = size if isinstance(size, int) else width
 
     def leaf(self) -> Affine:
         return Affine(Zero(self.width, self.inner, super().leaf().op.like))
 
     def run(self, L: Map, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
+        self.fits(x, self.inner, "reads")
         return self.edited(call(*args, **kwargs), lambda out: out + L(x).to(out.dtype))

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
-from ...errors import SpecError
-from ...ops import Op
-from ...spec import Registry, Start, Tensors, scale_of
+from ...errors import DeltawError, SpecError
+from ...ops import Affine, Op, delta, factors
+from ...spec import Method, Registry, Start, Tensors, scale_of
 
 T = TypeVar("T")
 
@@ -50,11 +51,55 @@ def init(*, paper: str, shifts: bool = False, needs: tuple[str, ...] = ()) -> Ca
 
 
 def two_factors(start: Start, p: Tensors) -> tuple[Tensor, Tensor, float]:
-    """(B, A, s) of a method of the form W + s B A, or the reason why this init does not apply."""
+    """(B, A, s) of a method of the form W + s B A, or the reason why this init does not apply.
+
+    The form is not believed but tried: with numbers in the place of A and B the change must be s times their product.
+    Inside wrappers the innermost method counts.
+    """
+    refusal = f"this init sets the factors of W + s B A; {start.method} at {start.name} has no such A and B"
     names = vars(p)
-    if "A" not in names or "B" not in names or p.B.shape[1] != p.A.shape[0]:
-        raise SpecError(f"this init sets the factors of W + s B A; {start.method} at {start.name} has no such A and B")
-    s = scale_of(start.method)
+    if "A" not in names or "B" not in names or p.A.dim() != 2 or p.B.dim() != 2 or p.B.shape[1] != p.A.shape[0]:
+        raise SpecError(refusal)
+    if start.own is not None and not {"A", "B"} <= set(start.own):
+        raise SpecError(f"this init sets A and B at every site; those of {start.method} are shared by all sites")
+    s = _scale(start, p)
+    if s is None:
+        raise SpecError(refusal)
     if not 0 < s < math.inf:
         raise SpecError(f"this init divides by the scale of W + s B A; {start.method} at {start.name} has s = {s}")
     return p.B, p.A, s
+
+
+def _scale(start: Start, p: Tensors) -> float | None:
+    """s, if the method's change is s B A for the tensors as they are and any A and B; else None."""
+    B, A = (_numbers(t) for t in (p.B, p.A))
+    trial = Tensors(**{**{k: getattr(p, k) for k in p.names()}, "A": A, "B": B})
+    method = innermost(start.method)
+    try:
+        L = Affine(method.weight(start.W, trial)) if type(method).weight is not Method.weight else method.layer(Affine(start.W), trial)
+        pair = factors(delta(L.op, start.W)) if isinstance(L, Affine) else None
+    except (DeltawError, AttributeError, RuntimeError):  # it needs a signal, or tensors which start from A and B
+        return None
+    if pair is None:
+        return None
+    rows, columns = (torch.arange(0, size, max(size // 64, 1), device=B.device) for size in start.W.shape)
+    got, want = pair[0][rows].double() @ pair[1][:, columns].double(), B[rows] @ A[:, columns]
+    s = float((got * want).sum() / (want * want).sum())
+    if not math.isfinite(s):
+        return s
+    if not torch.allclose(got, s * want, rtol=1e-5, atol=1e-6 * abs(s)):
+        return None
+    declared = scale_of(start.method)
+    if s == 0 and declared:  # nothing whatever A and B: a zero elsewhere hides them
+        return None
+    return declared if math.isclose(s, declared, rel_tol=1e-6) else s
+
+
+def _numbers(like: Tensor) -> Tensor:
+    grid = torch.arange(like.numel(), dtype=torch.float64, device=like.device)
+    return torch.sin(1.0 + grid * (grid % 7 + 1.3)).reshape(like.shape)
+
+
+def innermost(method: Method) -> Method:
+    inner = [v for f in fields(method) if isinstance(v := getattr(method, f.name), Method)]  # type: ignore[arg-type]
+    return innermost(inner[0]) if inner else method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...errors import SpecError
+from ...errors import ShapeError, SpecError
 from ...ops import Affine, Map, as_op
 from ...spec import Declared, Method, Param, Signal, Tensors, kaiming, method, uniform
 from ..routing import Routed, banks, keep_largest
@@ -49,6 +49,8 @@ class XLoRA(Method):
         }
 
     def layer(self, L: Affine, p: Tensors) -> Map:
+        if p.h.shape[-1] != p.V.shape[1]:
+            raise ShapeError(f"xlora routes by hidden states of size {p.V.shape[1]}; this model's are {p.h.shape[-1]} wide")
         logits = Affine(as_op(p.V), p.c)(p.h)
         w = keep_largest(torch.softmax(logits / self.tau, -1, dtype=p.V.dtype), self.top_k)
         return Routed(L, p.B, p.A, self.gamma * w, self.ranks)

@@ -7,6 +7,7 @@
   peft(method) -> (config, put)        the same in HF PEFT: put(layer, p) copies our tensors in and returns, per tensor
                                        of ours, a function that gives its gradient in our layout
   PEFT_BASE = torch.float32            where PEFT refuses a float64 base: it is wrapped in this dtype, then widened
+  peft_config(method) -> config        only that configuration, where peft() cannot be given: for what PEFT can do with it
   IN_PEFT = True / False               where having peft() does not tell: PEFT has the method, but one linear layer
                                        cannot show it; or only a part of PEFT serves as the judge
 A package of its own registers its methods' oracles with `declare(key, module)`.

@@ -21,3 +21,9 @@ def closed(method: Any, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Te
         table[:, column] = p["v"][row] - p["v0"][row] + W[:, column]
     y = x @ table.mT
     return y if b is None else y + b
+
+
+def peft_config(method: TrainableTokens) -> Any:
+    from peft import TrainableTokensConfig
+
+    return TrainableTokensConfig(target_modules=["lin"], token_indices=list(method.ids))

@@ -1,0 +1,1 @@
+"""Studies: what can be asked of adapters once they are there. `checks`: measures, one file each, that papers propose."""
