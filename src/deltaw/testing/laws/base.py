@@ -193,8 +193,8 @@ def ruled(adapted: Adapted) -> dict[str, Tensor]:
     """The tensors that rules move, by the names of `state()`."""
     state, found = adapted.state(), {}
     for a in adapted.assignments if adapted.plan.method.sites == "weight" else ():  # type: ignore[union-attr]
-        for word, p in a.method.declare(a.site).items():
-            if a.shares is None and isinstance(p, Param) and p.ruled:
+        for word, p in a.method.declare(a.site).items() if a.shares is None else ():  # the other end of a tied weight declares nothing
+            if isinstance(p, Param) and p.ruled:
                 found[f"{a.site.name}.{word}"] = state[f"{a.site.name}.{word}"]
     return found
 

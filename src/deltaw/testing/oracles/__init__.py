@@ -166,10 +166,12 @@ def compare_peft(method: Method) -> str:
     for m, n, bias in SHAPES:
         model = settle(Net(m, n, bias, method.sites == "norm"), torch.float64)
         config, put = oracle(method.key).peft(method)
-        base = copy.deepcopy(model).to(getattr(oracle(method.key), "PEFT_BASE", torch.float64))
+        narrow = getattr(oracle(method.key), "PEFT_BASE", None)
+        base = copy.deepcopy(model).to(narrow or torch.float64)
         theirs = peft.get_peft_model(base, config, autocast_adapter_dtype=False).double().eval()
-        for t, exact in zip(theirs.base_model.model.lin.get_base_layer().parameters(), model.lin.parameters(), strict=True):
-            t.data.copy_(exact)
+        if narrow is not None:  # what was rounded for PEFT; where it changed its base itself, that stays
+            for t, exact in zip(theirs.base_model.model.lin.get_base_layer().parameters(), model.lin.parameters(), strict=True):
+                t.data.copy_(exact)
         adapted = attach(model, Plan(method, targets=["lin"]))
         push(adapted)
         _, entry, _ = opened(adapted, case.x(2, n))[0]
