@@ -23,7 +23,7 @@ class Cartridge(Method):
     Z0 (f, m), Z (v - f, m), a row being K_1 V_1 K_2 V_2 …, m = 2 · layers · kv-heads · head size. Trainable: (v - f) m.
     Start: N(0, 1); the paper's, far better one are the keys and values of the text's first v tokens:
     `deltaw.prefill(adapted, ids)`. Cartridges that are live together stand one behind the other. Does not merge.
-    Source: Eyuboglu et al. 2025, section 3 (trained by distilling answers about the text, its "self-study").
+    Source: Eyuboglu et al. 2025 (trained by distilling answers about the text, its "self-study").
     Trap: the first place is where attention sinks; trained, it makes training unstable, hence f = 1.
 
     >>> from deltaw.methods import Cartridge

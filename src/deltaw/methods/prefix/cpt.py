@@ -23,7 +23,7 @@ class CPT(Method):
     move), 0 itself nothing to move; numbers grow by 4 per example. e_i = sqrt(d / 2048) times `eps` (inputs) or `eps_format`
     (templates). Start: D = 0. Trained: v d (those of the frozen rows stay 0). The bound is kept by projection
     after every step of `adapted.optimizer`. `deltaw.context_loss(adapted, batch, decay)` learns the context's answers too.
-    Source: Blau et al. 2024, section 3, as in PEFT. Does not merge.
+    Source: Blau et al. 2024, as in PEFT. Does not merge.
     Trap: with types of PEFT's default (all 1) no token of the context is an answer.
 
     >>> from deltaw.methods import CPT

@@ -22,7 +22,7 @@ class MPT(Method):
     Start: P as in prompt tuning; u, w ~ N(0, 0.02²). Trainable: v d + tasks · rho (v + d). `deltaw.tasks(model, [0, 2])`
     says which row is of which task; without it all are of task 0. Source stage: all tasks in one batch; target stage:
     one task, started by copying from the source's tensors, or P only. Does not merge.
-    Source: Wang et al. 2023, section 3.2 (rho = 1, v = 100), as in PEFT. Their distillation from single-task prompts is
+    Source: Wang et al. 2023 (rho = 1, v = 100), as in PEFT. Their distillation from single-task prompts is
     a loss, and not part of this.
     Trap: there is no "1 +" in the product, so a task's prompt starts about 0.0004 times as large as P.
 

@@ -13,7 +13,7 @@ from ..factors import positive
 @method(
     paper="arXiv:2103.10385",
     start="none: the soft tokens are read from the first step on",
-    claims=("steadier than discrete prompts, and better on SuperGLUE with a frozen model",),
+    claims=("steadier than discrete prompts, better on LAMA and SuperGLUE",),
 )
 class PTuning(Method):
     """The model reads [P; E(x)], P_i = W3 relu(W2 relu(W1 H_i + b1) + b2) + b3, v soft tokens in front of the input.
@@ -21,7 +21,7 @@ class PTuning(Method):
     H (v, d), W1 (h, d), b1 (h,), W2 (h, h), b2 (h,), W3 (d, h), b3 (d,), all trained: v d + h (2 d + h + 2) + d numbers.
     Start: H ~ N(0, 1), the layers as linear layers. h = 0 stands for the width d. Only P is needed once trained.
     Everything else is as in prompt tuning. Does not merge.
-    Source: Liu et al. 2021, section 3.2; of its encoders the MLP, with PEFT's depth (the other one is a bidirectional LSTM).
+    Source: Liu et al. 2021; of its encoders the MLP, with PEFT's depth (the other one is a bidirectional LSTM).
     Trap: the paper also puts soft tokens inside a template; here, as in PEFT, all stand in front.
 
     >>> from deltaw.methods import PTuning

@@ -21,7 +21,7 @@ class PrefixTuning(Method):
     E (v, d), W1 (h, d), b1 (h,), W2 (m, h), b2 (m,), m = 2 · layers · kv-heads · head size. Without the reparametrisation
     (h = 0): E (v, m) itself. Start: E ~ N(0, 1), the rest as linear layers. Trainable: v d + h (d + 1) + m (h + 1), or v m.
     `deltaw.prefill(adapted, ids)` starts E (h = 0) from the keys and values of a text. Does not merge.
-    Source: Li and Liang 2021, section 4 (v = 10, h = 512 for table-to-text); PEFT's default is h = 0.
+    Source: Li and Liang 2021 (v = 10, h = 512 for table-to-text); PEFT's default is h = 0.
     Trap: keys are stored behind the rotation: real tokens count their positions from v on.
 
     >>> from deltaw.methods import PrefixTuning

@@ -23,7 +23,7 @@ class PromptTuning(Method):
     N(0, 1) with begin="normal" (PEFT's default). Trainable: v d in all. Costs v more tokens of every layer.
     Outputs, losses and labels keep the length of the input: states of soft tokens are cut off. `Plan(PromptTuning())`
     finds the backbone. Several prompts live together stand one behind the other. Does not merge.
-    Source: Lester et al. 2021, section 2 (v = 100).
+    Source: Lester et al. 2021 (v = 100).
     Trap: a larger learning rate than for weights is needed (0.3 in the paper, with Adafactor).
 
     >>> from deltaw.methods import PromptTuning

@@ -13,7 +13,7 @@ from ..routing import Routed, banks, keep_largest
 @method(
     paper="arXiv:2402.07148",
     start="none: the first output is a mixture of trained experts with near-equal weights",
-    claims=("combines domain experts token by token; on mixed questions better than each of them",),
+    claims=("mixes trained experts token by token and layer by layer, in combinations none was trained for",),
 )
 class XLoRA(Method):
     """y = W x + b + gamma sum_e w_e B_e A_e x, w = softmax((V h + c) / tau), h the base's own last hidden state.

@@ -29,7 +29,7 @@ class Bottleneck(Method):
     Where is the plan's affair. Houlsby: behind the attention and the feed-forward layer, both before the residual sum:
     targets=["o_proj", "down_proj"] of a Llama, ["attention.output.dense", "output.dense"] of a BERT. Pfeiffer
     (arXiv:2005.00247): behind the feed-forward layer only, act="relu". Whole blocks: targets="all-blocks".
-    Not linear: it neither merges nor converts. Source: Houlsby et al. 2019, section 2.1 (activation: ours, GELU).
+    Not linear: it neither merges nor converts. Source: Houlsby et al. 2019 (activation: ours, GELU).
     Trap: with `o_proj` as target h is that layer's output, not the residual stream behind it.
 
     >>> from deltaw.methods import Bottleneck

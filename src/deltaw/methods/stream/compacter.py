@@ -28,7 +28,7 @@ class Compacter(Method):
     A (n, n, n), one for all sites and for D and U; per site sD (n, r/n), tD (n, d/n), sU (n, d/n), tU (n, r/n), c (r,), b (d,).
     n must divide r and d. Start: A ~ N(0, 0.01²), s and t Glorot-uniform, c = b = 0. Trainable per site: 3 (r + d), and n³ once
     for the model. Targets as for `Bottleneck`: the two sub-layers (Compacter), or the feed-forward only (Compacter++).
-    Not linear: it neither merges nor converts. Source: Karimi Mahabadi et al. 2021, sections 3 and 4 (n = 4).
+    Not linear: it neither merges nor converts. Source: Karimi Mahabadi et al. 2021 (n = 4).
     Trap: a rank-one block per i does not make D of rank one: A_i ⊗ s tᵀ has the rank of A_i.
 
     >>> from deltaw.methods import Compacter

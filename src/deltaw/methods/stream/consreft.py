@@ -19,7 +19,7 @@ class ConsReFT(Method):
     Trained: U (d, r), of which R = the Q of U = QT with T's diagonal positive; c. Start: U orthonormal, c ~ U(±1).
     Trainable per block: d r + r; 2 d r operations a token. Affine in h, does not merge.
     `Plan(ConsReFT())` edits every block; prompt positions: At(ConsReFT(), positions="f1+l1").
-    Source: "Consreft" of pyreft, by Wu et al. 2024 (there c starts in [0, 1); the paper has no section on it).
+    Source: "Consreft" of pyreft, by Wu et al. 2024 (there c starts in [0, 1)).
     Trap: with r = d the hidden state is replaced altogether.
 
     >>> from deltaw.methods import ConsReFT

@@ -12,14 +12,14 @@ from ..orthonormal import room
 @method(
     paper="arXiv:2404.03592",
     start="none: W1, W2 and b start like a linear layer's, as in pyreft; W2 = 0 would be the identity",
-    claims=("close to LoReFT, and faster to train: no orthonormal basis has to be kept",),
+    claims=("an ablation of LoReFT that gives up some quality for efficiency",),
 )
 class DiReFT(Method):
     """h' = h + W2ᵀ (W1 h + b), h the output of a block, at every position. W1, W2 (r, d), b (r,), all trained.
 
     Start: W1, W2 and b ~ U(±1/sqrt d). Trainable per block: 2 d r + r; 2 d r operations a token. Affine in h, does not merge.
     `Plan(DiReFT())` edits every block; prompt positions: At(DiReFT(), positions="f1+l1").
-    Source: Wu et al. 2024, equation 3; "Nodireft" of their pyreft.
+    Source: Wu et al. 2024; "Nodireft" of their pyreft.
     Trap: pyreft's own "Direft" is another method: it keeps W2 orthonormal.
 
     >>> from deltaw.methods import DiReFT

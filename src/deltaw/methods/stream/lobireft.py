@@ -16,7 +16,7 @@ class LoBiReFT(Method):
     Trained: U (d, r), of which R = the Q of U = QT with T's diagonal positive; c. Start: U orthonormal, c ~ U(±1).
     Trainable per block: d r + r; d additions a token. It moves a bias and no weight, so no LoRA equals it.
     `Plan(LoBiReFT())` edits every block; prompt positions: At(LoBiReFT(), positions="f1+l1").
-    Source: "Lobireft" of pyreft, by Wu et al. 2024 (there c starts in [0, 1); the paper has no section on it).
+    Source: "Lobireft" of pyreft, by Wu et al. 2024 (there c starts in [0, 1)).
     Trap: the edit is one vector however large r is; R only shapes how it is trained.
 
     >>> from deltaw.methods import LoBiReFT

@@ -12,14 +12,13 @@ from ..orthonormal import room
 @method(
     paper="arXiv:2404.03592",
     start="none: W1, W2 and c start like a linear layer's, as in pyreft; W1 = W2 with c = 0 would be the identity",
-    claims=("an ablation: the difference to the projection without the orthonormal basis",),
 )
 class NoReFT(Method):
     """h' = h + W2ᵀ (W1 h + c - W2 h), h the output of a block, at every position. W1, W2 (r, d), c (r,), all trained.
 
     Start: W1, W2 and c ~ U(±1/sqrt d). Trainable per block: 2 d r + r; 2 d r operations a token. Affine in h, does not merge.
     `Plan(NoReFT())` edits every block; prompt positions: At(NoReFT(), positions="f1+l1").
-    Source: Wu et al. 2024; "Noreft" of their pyreft. The letters are ours: the paper prints no formula for it.
+    Source: Wu et al. 2024; "Noreft" of their pyreft. The letters are ours.
     Trap: W2 is the projection that is subtracted, and its own transpose writes back: one tensor, two uses.
 
     >>> from deltaw.methods import NoReFT

@@ -19,7 +19,7 @@ class ParallelAdapter(Method):
 
     Start: D ~ U(±1/sqrt d), U = c = b = 0 (their choice for it, as in LoRA). Trainable per site: 2 d r + r + d; 2 d r
     operations a token. Name the sub-layers: Plan(ParallelAdapter(), targets=["mlp"]); the default is every block.
-    Not linear: it neither merges nor converts. Source: He et al. 2022, sections 3.3 and 4 (r = 512, s = 4, ReLU).
+    Not linear: it neither merges nor converts. Source: He et al. 2022 (r = 512, s = 4, ReLU).
     Trap: x is the first argument of f. Where a norm is inside f, the branch starts in front of it.
 
     >>> from deltaw.methods import ParallelAdapter

@@ -12,7 +12,7 @@ from ..orthonormal import basis, columns, room
 @method(
     paper="arXiv:2404.03592",
     start="none: Wp and c start like a linear layer's, as in pyreft; Wp = Rᵀ with c = 0 would be the identity",
-    claims=("10 to 50 times fewer parameters than strong PEFT methods at comparable quality",),
+    claims=("15 to 65 times fewer parameters than LoRA, at the best balance of cost and quality",),
 )
 class ReFT(Method):
     """h' = h + R (Wp h + c - Rᵀ h), h the output of a block, at every position. R (d, r) with RᵀR = I; LoReFT.
@@ -20,7 +20,7 @@ class ReFT(Method):
     Trained: U (d, r), of which R = the Q of U = QT with T's diagonal positive, so RᵀR = I holds after every step;
     Wp (r, d), c (r,). Start: U orthonormal, Wp and c ~ U(±1/sqrt d). Trainable per block: 2 d r + r. 2 d r operations a token.
     Affine in h, so several adapters add up; no weight equals it, so it does not merge.
-    `Plan(ReFT())` edits every block; name blocks by targets or layers. Source: Wu et al. 2024, equation 2.
+    `Plan(ReFT())` edits every block; name blocks by targets or layers. Source: Wu et al. 2024.
     Trap: pyreft edits the first and last prompt tokens only: that is At(ReFT(), positions="f1+l1"); it drops out the
     whole edited state, not the edit.
 

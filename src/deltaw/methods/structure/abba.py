@@ -12,7 +12,7 @@ from ...spec import Declared, Method, Param, Start, Tensors, method
 from ..factors import positive
 
 
-@method(paper="arXiv:2505.14238", claims=("closer to a full update than LoRA and HiRA at equal parameters",))
+@method(paper="arXiv:2505.14238", claims=("above LoRA and HiRA on arithmetic and commonsense reasoning",))
 class ABBA(Method):
     """y = W x + b + s ((B1 A1) ⊙ (B2 A2)) x, s = alpha² / sqrt(r1 r2). A1 (r1, n), B1 (m, r1), A2 (r2, n), B2 (m, r2).
 

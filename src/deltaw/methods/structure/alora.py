@@ -21,7 +21,7 @@ class ALoRA(Method):
     A (r, n), B (m, r) as in LoRA; a row without the invocation is the base everywhere, bit for bit, and so is what lies
     in front of it: a cache that the base has filled may be handed over. Decoding goes on as the prompt has left it.
     Start: A ~ U(±1/sqrt n), B = 0. Trainable: r (m + n). Does not merge. An empty `invocation`: LoRA at every token.
-    Source: Greenewald et al. 2025, section 3 (r = 32, queries, keys and values only: targets=["q_proj", "k_proj", "v_proj"]).
+    Source: Greenewald et al. 2025 (r = 32, queries, keys and values only: targets=["q_proj", "k_proj", "v_proj"]).
     Trap: the invocation tokenised by itself may differ from how it is tokenised in its place: take the ids from there.
 
     >>> from deltaw.methods import ALoRA

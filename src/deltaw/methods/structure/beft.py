@@ -6,7 +6,7 @@ from ...ops import Affine, Map
 from ...spec import Declared, Method, Param, Tensors, method
 
 
-@method(paper="arXiv:2509.15974", claims=("with little data the biases of the value projections alone are enough",))
+@method(paper="arXiv:2509.15974", claims=("with little data values' biases do better than queries' or keys'",))
 class BEFT(Method):
     """y = W x + b0 + beta, beta (m,) trained; a layer without a bias gets one. Start: beta = 0, the base's first output.
 

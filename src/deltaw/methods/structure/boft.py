@@ -21,7 +21,7 @@ def butterfly(n: int, b: int, level: int) -> Tensor:
     return half.transpose(1, 2).flatten()
 
 
-@method(paper="arXiv:2311.06243", start="rounding", claims=("a denser rotation than OFT's at the same number of parameters",))
+@method(paper="arXiv:2311.06243", start="rounding", claims=("a dense rotation with fewer parameters than OFT's",))
 class BOFT(Method):
     """W' = diag(s) W Rᵀ, R = (P_f O_f P_fᵀ) … (P_1 O_1 P_1ᵀ), y = W' x + b0; a row x becomes x R. f = `factors`, b = `block_size`.
 

@@ -10,15 +10,15 @@ from ..factors import positive
 from ..pick import Pick
 
 
-@method(paper="(DiaBlo, 2025)", claims=("better than LoRA's variants at their memory, with no special start or optimiser",))
+@method(paper="arXiv:2506.03230", claims=("competitive at LoRA's memory and speed, without a special start or optimiser",))
 class DiaBlo(Method):
     """W' = W + diag(D_1ᵀ … D_Kᵀ) cut to m x n; D (K, bi, bo), bi = n / N and bo = m / N rounded up.
 
     K = max(n / bi, m / bo), rounded up: N where N divides both. One batched product, K bi bo operations a token.
     Start: D = 0, the base's first output, and D has a gradient at once. Count: K bi bo, about m n / N. The update can
-    have full rank, so no plain LoRA equals it. Source: "DiaBlo: Diagonal Blocks Are Sufficient For Finetuning" and its
-    code. Trap: a block is stored (in, out). Where N does not divide, x is padded and y cut, K may differ from N, and
-    blocks past the end of x or y are dead.
+    have full rank, so no plain LoRA equals it. Source: Gurses et al. 2025 and the authors' code.
+    Trap: a block is stored (in, out). Where N does not divide, x is padded and y cut, K may differ from N, and blocks
+    past the end of x or y are dead.
 
     >>> from deltaw.methods import DiaBlo
     >>> [DiaBlo(N=N).params(10, 6)["D"].shape for N in (2, 4)]

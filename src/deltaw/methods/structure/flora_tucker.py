@@ -11,7 +11,7 @@ from ...spec import Declared, Method, Param, Tensors, method, normal, zeros
 from ..factors import positive
 
 
-@method(paper="arXiv:2405.14739", claims=("a convolution keeps the topology of its kernel; better at equal parameters",))
+@method(paper="arXiv:2405.14739", claims=("the change of an N-D weight keeps its structure; in vision and in language",))
 class FLoRATucker(Method):
     """delta[o, i, h, w] = s sum_abcd G[a, b, c, d] U_in[i, a] U_out[o, b] U_0[h, c] U_1[w, d]; a linear layer has no h, w.
 

@@ -18,7 +18,7 @@ class HRA(Method):
     T = (I/2 + striu(Uhᵀ Uh))⁻¹, so W' - W = -(W Uh T) Uhᵀ has rank <= r (here r: every reflection is kept).
     Start: adjacent columns are equal and cancel, so W' = W up to rounding; needs an even r (an odd r can be loaded).
     Trainable per site: n r. Exact LoRA rank: r. Singular values of W are kept, det = (-1)^r.
-    Source: Yuan et al. 2024, section 3; order and start as in HF PEFT.
+    Source: Yuan et al. 2024; order and start as in HF PEFT.
     Trap: the Gram-Schmidt variant divides by zero at this start, so it is left out. A penalty |I - Uhᵀ Uh| belongs to
     the loss. On embeddings and convolutions the input side is a table or a patch, and this is expensive.
 

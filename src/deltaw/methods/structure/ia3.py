@@ -14,7 +14,7 @@ class IA3(Method):
 
     The paper scales the outputs of keys and values and the input of the feed-forward's second layer: choose the side
     per pattern, Plan(IA3(), targets=["k_proj", "v_proj", "down_proj"], overrides={"down_proj": {"side": "in"}}).
-    Trainable per site: m or n. Not a low-rank update. Source: Liu et al. 2022, section 3.3; as in HF PEFT, where
+    Trainable per site: m or n. Not a low-rank update. Source: Liu et al. 2022; as in HF PEFT, where
     `feedforward_modules` are the sites of side "in".
     Trap: the bias is scaled on the output side only. Several live adapters add up here; PEFT multiplies them. On a
     convolution "in" scales patch entries, one each; PEFT has one per channel.

@@ -10,7 +10,7 @@ from ...spec import Declared, Method, Tensors, method
 from ..copies import copies
 
 
-@method(paper="arXiv:2312.11420", claims=("multimodal tuning as good as LoRA's with fewer than a tenth of its parameters",))
+@method(paper="arXiv:2312.11420", claims=("multimodal tuning at 13B: over 20 % above LoRA with 41.9 % fewer parameters",))
 class LNTuning(Method):
     """y = weight ⊙ (x - mean) / sqrt(var + eps) + bias, or without mean and bias (RMS): weight, bias trained as copies.
 

@@ -18,7 +18,7 @@ def factorization(size: int, factor: int = -1) -> tuple[int, int]:
     return a, size // a
 
 
-@method(paper="arXiv:2309.14859", claims=("the smallest files at a given quality in text-to-image tuning",))
+@method(paper="arXiv:2309.14859", claims=("a high rank from few numbers: the ranks of the factors multiply",))
 class LoKr(Method):
     """y = W x + b + s (C ⊗ D) x, s = alpha / r. C (m1, n1), D (m2, n2), m = m1 m2, n = n1 n2; C is slow on both axes.
 

@@ -13,7 +13,7 @@ from ..pick import Pick
 from ..sparse import with_past
 
 
-@method(paper="arXiv:2507.04487", claims=("close to full fine-tuning, 27 % faster than LoRA",))
+@method(paper="arXiv:2507.04487", claims=("close to full fine-tuning; LoSiA-Pro 27 % faster than LoRA",))
 class LoSiA(Method):
     """W'[I, J] = W[I, J] + v: the rows I (a,), a = int(p m), and columns J (c,), c = int(p n), random at first; v (a, c).
 

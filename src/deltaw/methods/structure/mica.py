@@ -20,7 +20,7 @@ class MiCA(Method):
     """y = W x + b + s B A x, s = alpha / r. A (r, n) trained; B (m, r) frozen, the r last left singular vectors of W.
 
     Start: A = 0, the base's first output, with a gradient in A at once. Count: r n. Exact LoRA rank: r.
-    Source: HF PEFT 0.21.2, init_lora_weights="mica" (the paper was not read); signs of B are fixed here.
+    Source: HF PEFT 0.21.2, init_lora_weights="mica" (Rüdiger and Raschka 2026, not read); signs of B are fixed here.
     Trap: minor directions are the ill-conditioned ones: in another precision B is another basis of about the same space,
     so B is stored with A. On a wide weight (n > m) the last of all m vectors are taken, on a tall one the last of n.
 

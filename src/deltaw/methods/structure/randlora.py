@@ -8,7 +8,7 @@ from ..bases import unit
 from ..factors import positive
 
 
-@method(paper="arXiv:2502.00987", claims=("closes LoRA's gap to a full update at equal parameters: rank matters, not count",))
+@method(paper="arXiv:2502.00987", claims=("narrows LoRA's gap to full fine-tuning, most in vision-language tasks",))
 class RandLoRA(Method):
     """y = W x + b + s sum_j B_j diag(Lambda_j) A diag(Gamma_j) x, j = 1..N, s = alpha / r, p = min(m, n), N = ceil(p / r).
 

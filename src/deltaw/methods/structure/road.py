@@ -26,14 +26,14 @@ class Swap(Op):
     rmv = __call__
 
 
-@method(paper="arXiv:2409.00119", start="rounding", claims=("elementwise, so the cheapest of all in a mixed batch",))
+@method(paper="arXiv:2409.00119", start="rounding", claims=("mixed batches are served faster than with LoRA",))
 class RoAd(Method):
     """y = R (W x + b), R z = c1 ⊙ z + c2 ⊙ turn(z), c1 = alpha cos theta, c2 = alpha sin theta; W' = R W, b' = R b.
 
     In each group of g = `group_size` outputs entry j is paired with entry j + g/2; turn: (a, b) -> (-b, a) on pairs.
     theta, alpha trained: (m/2,) in road_1, one a pair; (m,) in road_2, one an entry; (2m,) in road_4, in each group
     first those of c1, then of c2.
-    Start: theta = 0, alpha = 1. Count: m, 2m or 4m. Source: Liao and Monz 2024, equation 4; layout as in HF PEFT.
+    Start: theta = 0, alpha = 1. Count: m, 2m or 4m. Source: Liao and Monz 2024; layout as in HF PEFT.
     Trap: it acts on the bias too; R is a rotation only in road_1 with alpha = 1.
 
     >>> from deltaw.methods import RoAd

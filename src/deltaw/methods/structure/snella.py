@@ -18,7 +18,7 @@ from ..rules.allocate import Allocate
 @method(
     paper="arXiv:2510.24037",
     start="none: every entry starts near 1/m², the square of the softmax over m outputs, as in the authors' code",
-    claims=("better than SNELL and than tuning entries chosen beforehand, in less memory",),
+    claims=("1.8 % above SPT-LoRA on FGVC; 31 to 40 % less memory than earlier sparse tuning",),
 )
 class SNELLA(Method):
     """W' = W + K ⊙ G, K = D + a softmax(D / g) + c, the softmax over outputs, D_ij = 0.1 (|Q1_i - P1_j| - |Q2_i - P2_j|).
@@ -26,7 +26,7 @@ class SNELLA(Method):
     Trained: P (2, n, q/2), Q (2, m, q/2), a, g, c; q (m + n) + 3 per site. G = |K| without gradient on the V largest |K|,
     else 0. V starts at m n; after every `every` steps (an epoch), T times, a rule shares the entries left by then between
     all sites by importance, down to 1 - sparsity of them. Start: P, Q ~ U(±1/sqrt fan-in), a = g = 1, c = 0. Full rank, no
-    LoRA equals it. Source: SNELLA, 2025, and its code, which averages weights for evaluation and drops whole paths besides.
+    LoRA equals it. Source: Shen et al. 2025 and its code, which averages weights for evaluation and drops whole paths too.
     Trap: their scores take the gradient with the tensors after the step; here it is with those it belongs to.
 
     >>> from deltaw.methods import SNELLA

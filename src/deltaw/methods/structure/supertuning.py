@@ -10,14 +10,14 @@ from ...spec import Declared, Method, Param, Start, Tensors, kaiming, method
 from ..sparse import Sparse, top
 
 
-@method(paper="arXiv:2607.09287", claims=("magnitude needs no data and does better than activation-weighted scores",))
+@method(paper="arXiv:2607.09287", claims=("entries of low score can be a good choice too; best with a LoRA beside",))
 class Supertuning(Method):
     """W' = W + scatter(I, v) + s B A: v (K,) trained, I (K,) the K = int((1 - sparsity) m n) largest (smallest) |W|.
 
     Super: r = 0, no B and A. Supra: B (m, r), A (r, n), s = alpha / r, alpha = 2 r by default. Start: v = 0, B = 0, the base's
     first output. Count: K + r (m + n). No plain LoRA equals it.
-    Source: HF PEFT 0.21.2, which cites the paper; formula and defaults as there. Trap: among equal magnitudes PEFT takes any,
-    here the first in flat order; a file's own positions are what counts.
+    Source: HF PEFT 0.21.2, formula and defaults. In Ilin et al. 2026 the score is |W| times the norm of the inputs, and |W|
+    alone a baseline. Trap: among equal magnitudes PEFT takes any, here the first in flat order; a file's positions count.
 
     >>> from deltaw.methods import Supertuning
     >>> Supertuning(sparsity=0.9).params(10, 6)["v"].shape

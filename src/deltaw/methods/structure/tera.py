@@ -20,7 +20,7 @@ def spread(last: bool) -> Fill:
     return lambda start, z: start.normal(z, math.prod(z[len(z) // 2 :] if last else z[: len(z) // 2]) ** -0.5)
 
 
-@method(paper="arXiv:2509.03234", claims=("a vector method's count of parameters, and a full-rank change",))
+@method(paper="arXiv:2509.03234", claims=("a vector method's count of parameters, and a high-rank change",))
 class TeRA(Method):
     """y = W x + b + (F1 diag(d1) ⊗ F2 diag(d2)) G (F3 diag(d3) ⊗ F4 diag(d4))ᵀ x, m = I1 I2, n = I3 I4, the I of near sizes.
 

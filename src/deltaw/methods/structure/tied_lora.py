@@ -11,7 +11,7 @@ from ..bases import role
 from ..factors import down, positive, up
 
 
-@method(paper="arXiv:2311.09578", claims=("LoRA's quality with an eighth of its parameters at high rank",))
+@method(paper="arXiv:2311.09578", claims=("close to LoRA with a fraction of its parameters, most of all at high rank",))
 class TiedLoRA(Method):
     """y = W x + b0 + s diag(v) B diag(u) A x, s = alpha / r. A (r, n), B (m, r) tied: sites of one role and shape share them.
 

@@ -22,7 +22,7 @@ class VBLoRA(Method):
     Trained: V (h, b), the bank, one for the model; logits La (r, n/b, h), Lb (m/b, r, h) per site. A tile is
     sum_e w_e V_e over the k largest of its logits, w their softmax. h vectors of length b, b divides m and n. No scale.
     Start: V ~ U(±0.02), logits ~ N(0, 0.1²). Count: h b, and r h (m + n)/b a site. Exact LoRA rank: r.
-    Source: Li et al. 2024, section 3; start as in HF PEFT. The authors train bank and logits at different rates.
+    Source: Li et al. 2024; start as in HF PEFT. The authors train bank and logits at different rates.
     Trap: the softmax is over the k kept logits only, so the others get no gradient until they are among them.
 
     >>> from deltaw.methods import VBLoRA

@@ -20,7 +20,7 @@ class At(Method):
     is what the first pass over it brings: tokens decoded later are none of its first or last ones, and come after an
     invocation that it held. In training the prompt ends at the first label.
     One intervention for both ends is At(ReFT(), "f7+l7"); two are two adapters, "f7" and "l7", live together.
-    Source: Wu et al. 2024, section 3.2 and pyreft's position strings. Count: that of `inner`. Does not merge.
+    Source: Wu et al. 2024 and pyreft's position strings. Count: that of `inner`. Does not merge.
     Trap: "f7+l7" of a prompt of 5 tokens edits 4 of them (2 + 2), as pyreft does.
 
     >>> from deltaw.methods import At, ReFT

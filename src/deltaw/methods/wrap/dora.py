@@ -22,7 +22,7 @@ class DoRA(Method):
     `inner` is the delta: LoRA by default, any linear method in its place. g (m,) trained besides the inner tensors.
     c is recomputed in every forward and carries no gradient. For a low-rank delta it costs 2 r m n a step and no
     m x n temporary. Start: g = row norms of V, hence the base up to rounding. Not a low-rank update.
-    Source: Liu et al. 2024, sections 4.1-4.3.
+    Source: Liu et al. 2024.
     Trap: the paper and PEFT say "column-wise"; the norm is over the inputs of one output. The bias is not rescaled. A
     delta that only rescales rows is refused: c would cancel it.
 
