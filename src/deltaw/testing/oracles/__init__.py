@@ -172,9 +172,9 @@ def compare_peft(method: Method) -> str:
             t.data.copy_(exact)
         adapted = attach(model, Plan(method, targets=["lin"]))
         push(adapted)
-        _, entry, _ = opened(adapted, case.x(2, n))[0]
-        p = entry.tensors({})
-        ours = {k: getattr(p, k) for k in p.names()}
+        _, entry, signals = opened(adapted, case.x(2, n))[0]
+        p = entry.tensors(signals)
+        ours = {k: getattr(p, k) for k in p.names() if k not in entry.signals}
         gradients = put(theirs.base_model.model.lin, {k: t.detach().clone() for k, t in ours.items()})
         x = case.x(3, 5, n).requires_grad_()
         z = x.detach().clone().requires_grad_()
