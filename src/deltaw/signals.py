@@ -53,6 +53,25 @@ def hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     return states[-1]  # type: ignore[no-any-return]
 
 
+class Ride:
+    """A memory for the length of one pass, one per adapter."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, dict[Any, Any]] = {}
+
+    def __call__(self, owner: str) -> dict[Any, Any]:
+        return self.of.setdefault(owner, {})
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy of the model is in no pass
+        return {"of": {}}
+
+
+@produces("ride")
+def ride(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What rides along from block to block."""
+    return Ride()
+
+
 @produces("tasks")
 def tasks(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The number of the task of every row, (rows,), or (1,) for all: what `deltaw.tasks` says, else 0."""
