@@ -52,8 +52,8 @@ def tasks(model: nn.Module, ids: Tensor | Sequence[int] | int) -> Restore:
     shared, given = session(model), torch.as_tensor(ids)
     methods = [a.method for adapted in shared.adapters.values() for a in adapted.assignments]
     known = max((m.tasks for m in methods if hasattr(m, "tasks")), default=0)
-    if given.is_floating_point() or given.numel() == 0 or int(given.min()) < 0 or int(given.max()) >= known:
-        raise SpecError(f"the attached adapters know {known} tasks, numbered from 0; found {given.tolist()}")
+    if given.is_floating_point() or given.numel() == 0 or int(given.min()) < 0 or (known and int(given.max()) >= known):
+        raise SpecError(f"tasks are numbered from 0, and the attached adapters know {known}; found {given.tolist()}")
     return Restore(shared, tasks=given)
 
 
