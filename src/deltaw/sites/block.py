@@ -78,9 +78,10 @@ class BlockSite(StreamSite):
             move = weight * part.enter(h, s).to(h.dtype)
             y = y + (move if rows is None else torch.where(rows.reshape(-1, *[1] * (h.dim() - 1)), move, 0.0))
         out = call(y, *args[1:], **kwargs) if args else call(**{**kwargs, "hidden_states": y})
-        for part, s in found:
-            if not self.last:
-                self.edited(out, lambda y, part=part, s=s: part.ride.update(now=part.leave(y, s)) or y)
+        if not self.last:
+            left = out if isinstance(out, Tensor) else out[0]
+            for part, s in found:
+                part.ride["now"] = part.leave(left, s)
         return out
 
     def _state(self, part: Rider, h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -133,7 +134,7 @@ def hollow(module: nn.Module) -> nn.Module:
         if hasattr(m.__dict__.get("forward"), "set_forward"):
             del m.__dict__["forward"]
         if hasattr(m, "gradient_checkpointing"):
-            m.gradient_checkpointing = False
+            m.gradient_checkpointing = False  # type: ignore[assignment]
     return new
 
 
