@@ -14,6 +14,7 @@ import deltaw
 from deltaw import Plan
 from deltaw.errors import NotMergeable, ShapeError, SpecError, StateMismatch
 from deltaw.methods import LoRA, Poly
+from deltaw.testing.tiny import Tiny, settle, values
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -172,3 +173,20 @@ def test_files_both_ways(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"poly_type": "per_token"}))
     with pytest.raises(StateMismatch, match="poly_type"):
         deltaw.load(llama(), tmp_path / "b")
+
+
+def test_tasks_in_half_precision_and_compiled():
+    model, x = settle(Tiny(), torch.float32), values(3, 5, 16, name="x", dtype=torch.float32)
+    deltaw.attach(model, METHOD)
+    shaken(model)
+    with deltaw.tasks(model, TASKS):
+        y = model(x)
+        fast = torch.compile(model, fullgraph=True, backend="eager")
+        assert torch.allclose(fast(x), y, atol=1e-6)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(x)
+        assert (half - y).abs().max() < 0.08 * y.abs().max()
+        torch.manual_seed(0)
+        y = model.train()(x)
+        torch.manual_seed(0)
+        assert torch.allclose(torch.compile(model, fullgraph=True, backend="eager")(x), y, atol=1e-6)
