@@ -174,6 +174,7 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
     if pool is not None:
         _bag(model, POOL)[attribute(name)] = pool
     for a, entry in zip(assignments, entries):
+        entry.owner = name
         module, key = _address(a)
         place = shared.places.get(module) or _patch(model, module, shared)
         place.sites[key] = a.site

@@ -39,16 +39,18 @@ class _Sample(nn.Module):
 
 
 TARGETS: dict[str, Any] = {
-    "weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "prefix": "all-blocks",
-    "attention": "all-blocks", "module": ["blocks.0"], "norm": "all-norms",
+    "weight": "all-linear", "stream": "all-blocks", "parallel": "all-blocks", "block": "all-blocks",
+    "prefix": "all-blocks", "attention": "all-blocks", "module": ["blocks.0"], "norm": "all-norms",
 }  # fmt: skip
 
 
 def _model(method: Method, m: int, n: int) -> nn.Module:
     """Shapes without data: one layer; for a prompt a language model with n numbers a token, and m a place in its cache."""
-    from .testing.tiny import Around, Attention, Reader
+    from .testing.tiny import Around, Attention, Reader, Tiny
 
     with torch.device("meta"):
+        if method.sites == "block":
+            return Tiny(n, m)
         if method.sites == "attention":
             return Around(Attention(n, m // 4))
         return Reader(n, 2, m // 4) if method.sites == "prefix" else _Sample(m, n, method.sites == "norm")

@@ -11,6 +11,7 @@ from torch import Tensor
 from .errors import NotLinear, NotMergeable
 from .ops import Affine, Map, Op, delta, factors, watch_dense
 from .session import combine
+from .signals import stated
 
 if TYPE_CHECKING:
     from .attach import Adapted
@@ -46,14 +47,17 @@ def site_layer(adapted: Adapted, a: Any) -> Map:
     module, key = _address(a)
     place = shared.places[module]
     live = [(e, w) for name, w in adapted.parts if (e := place.entry(name, key)) is not None]
+    signals: dict[str, Tensor] = {}
     for entry, _ in live:
-        if entry.signals:
+        found = stated(adapted.model, entry.signals.values())
+        if found is None:
             raise NotMergeable(f"{a.site.name}: {entry.method.key} depends on the input, so no weight equals it")
+        signals |= found
     modes = [entry.training for entry, _ in live]
     try:
         for entry, _ in live:
             entry.training = False  # what is exported is the evaluation formula
-        return combine(a.site, live, {})
+        return combine(a.site, live, signals)
     finally:
         for (entry, _), mode in zip(live, modes):
             entry.training = mode

@@ -40,6 +40,7 @@ class Entry(nn.Module):
     def __init__(self, method: Method, flip: bool = False):
         super().__init__()
         self.method, self.flip = method, flip
+        self.owner = ""  # the name of its adapter
         self.own: list[str] = []
         self.free: set[str] = set()  # those whose first axis may have another length in a file
         self.shared: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -71,7 +72,8 @@ class Entry(nn.Module):
         for name, signal in self.signals.items():
             if signal not in signals:
                 raise SpecError(f"{self.method.key} needs the signal '{signal}': call the whole model, not one layer")
-            setattr(p, name, signals[signal])
+            value: Any = signals[signal]
+            setattr(p, name, value if isinstance(value, Tensor) else value(self.owner))  # a memory of its own per adapter
         return p
 
     def shifted(self, W: Op) -> Op:

@@ -49,12 +49,12 @@ Place = Callable[[str, Tensor], Tensor]
 class Merged:
     """The merged weights: `changed()` streams (name, tensor), `model()` is a copy with them, `save(dir)` writes shards.
 
-    The weights are formed anew at every pass, from the adapter as it is then; the certificate is of the pass that
-    `merge()` makes.
+    The weights are formed anew at every pass, from the adapter as it is then, for the task that was stated when it was
+    merged (`deltaw.tasks`); the certificate is of the pass that `merge()` makes.
     """
 
     def __init__(self, adapted: Adapted, probe: Any = None):
-        self.adapted = adapted
+        self.adapted, self.tasks = adapted, session(adapted.model).tasks
         self.tied, self.aliases = shared_names(adapted.model)
         self.sources = sources(adapted, self.aliases)
         self.names = list(self.sources)
@@ -72,7 +72,9 @@ class Merged:
     def _pass(self, into: Place | None = None, look: Look | None = None) -> Iterator[tuple[str, Tensor]]:
         stacks: dict[str, list[Change]] = {}
         for a in self.adapted.assignments:
-            for change in changes(self.adapted, a):
+            with Restore(session(self.adapted.model), tasks=self.tasks):
+                found = changes(self.adapted, a)
+            for change in found:
                 if change.index is not None:
                     stacks.setdefault(change.name, []).append(change)
                     continue

@@ -86,7 +86,7 @@ class RowMap(Map):
         for number, entry in self.others.items():
             at = (which == number).nonzero().squeeze(-1)
             if len(at):
-                own = {k: (v if len(v) == len(x) else v.flatten(0, 1))[at] for k, v in self.signals.items()}
+                own = {k: _own(v, at, len(x)) for k, v in self.signals.items()}
                 L = entry.layer(self.base, own)
                 y = y.index_copy(0, at, (L.cols(x[at]) if lookup else L(x[at])).to(y.dtype))
         return y
@@ -104,6 +104,13 @@ class RowMap(Map):
         if self.stack is not None:
             y = y + self._products(i, 0, True).reshape(y.shape).to(y.dtype)
         return self._rows(i, y, which, lookup=True)
+
+
+def _own(v: Tensor, at: Tensor, count: int) -> Tensor:
+    """A signal at some of the `count` slices of a layer's input: one number per row (or one for all), or one per token."""
+    if v.dim() == 1:
+        return v if len(v) == 1 else v.repeat_interleave(count // len(v))[at]
+    return (v if len(v) == count else v.flatten(0, 1))[at]
 
 
 def stamp_of(entries: dict[int, Entry]) -> list[Any]:

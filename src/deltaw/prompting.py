@@ -45,11 +45,16 @@ def prefill(adapted: Adapted, input_ids: Tensor) -> None:
             t.copy_(rows)
 
 
-def tasks(model: nn.Module, ids: Tensor | Sequence[int]) -> Restore:
+def tasks(model: nn.Module, ids: Tensor | Sequence[int] | int) -> Restore:
     """`with deltaw.tasks(model, [0, 2]):` row i of the batch is of task ids[i], for methods that hold several tasks.
 
-    One id stands for all rows; without this it is task 0."""
-    return Restore(session(model), tasks=torch.as_tensor(ids))
+    One id stands for all rows; without this it is task 0. Errors: SpecError for a number that no attached adapter has."""
+    shared, given = session(model), torch.as_tensor(ids)
+    methods = [a.method for adapted in shared.adapters.values() for a in adapted.assignments]
+    known = max((m.tasks for m in methods if hasattr(m, "tasks")), default=0)
+    if given.is_floating_point() or given.numel() == 0 or int(given.min()) < 0 or (known and int(given.max()) >= known):
+        raise SpecError(f"tasks are numbered from 0, and the attached adapters know {known}; found {given.tolist()}")
+    return Restore(shared, tasks=given)
 
 
 def context_loss(adapted: Adapted, batch: dict[str, Tensor], decay: float = 1.0) -> Tensor:

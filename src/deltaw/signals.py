@@ -6,7 +6,7 @@ of earlier passes over the same key/value cache is kept on the cache itself, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -53,11 +53,40 @@ def hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     return states[-1]  # type: ignore[no-any-return]
 
 
+class Ride:
+    """A memory for the length of one pass, one per adapter."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, dict[Any, Any]] = {}
+
+    def __call__(self, owner: str) -> dict[Any, Any]:
+        return self.of.setdefault(owner, {})
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy of the model is in no pass
+        return {"of": {}}
+
+
+@produces("ride")
+def ride(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What rides along from block to block."""
+    return Ride()
+
+
 @produces("tasks")
 def tasks(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The number of the task of every row, (rows,), or (1,) for all: what `deltaw.tasks` says, else 0."""
     x, given = first_tensor(args, kwargs), session(model).tasks
     return torch.zeros(1, dtype=torch.int64, device=x.device) if given is None else given.reshape(-1).to(x.device)
+
+
+def stated(model: nn.Module, wanted: Iterable[str]) -> dict[str, Tensor] | None:
+    """The values of signals that are stated and not computed from an input, where they are the same for all rows: then a
+    formula that reads them may be one of weights. None if any is not."""
+    given = session(model).tasks
+    if not set(wanted) <= {"tasks"} or (given is not None and given.numel() > 1):
+        return None
+    device = next((p.device for p in model.parameters()), None)
+    return {"tasks": (torch.zeros(1, dtype=torch.int64) if given is None else given.reshape(1)).to(device)}
 
 
 @produces("positions")

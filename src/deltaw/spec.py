@@ -176,7 +176,8 @@ class Method:
     paper: ClassVar[str]
     axis: ClassVar[str]
     start: ClassVar[str]
-    # "weight"; "stream": hidden states; "parallel": beside a block; "prefix": in front of a model; "attention"; "module"; "norm"
+    # "weight"; "stream": hidden states; "parallel": beside a block; "block": around one; "prefix": in front of a model;
+    # "attention"; "module"; "norm"
     sites: ClassVar[str] = "weight"
 
     def params(self, m: int, n: int) -> Declared:

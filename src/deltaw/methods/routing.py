@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -78,3 +80,30 @@ def kin(site: Site) -> tuple[str, int]:
         parts[parts.index(str(number))] = "*"
     m, n = site.shape
     return f"{'.'.join(parts)}/{m}x{n}", number or 0
+
+
+def shares(z: Tensor, training: bool) -> Tensor:
+    """sigmoid(z) normalised over the last axis; in training of a relaxed Bernoulli sample (Concrete, temperature 1)."""
+    if training:
+        u = torch.rand_like(z).clamp(torch.finfo(z.dtype).eps, 1 - torch.finfo(z.dtype).eps)
+        z = z + u.log() - (-u).log1p()
+    w = torch.sigmoid(z)
+    return w / (w.sum(-1, keepdim=True) + 1e-12)
+
+
+class ByTask(Map):
+    """y = L(x) + B_k A_k x, `made(tasks)` = (B (rows, m, r), A (rows, r, n)) for the task of every row of x; a site that
+    sees the tokens of all rows in one axis is recognised, and one task stands for all rows."""
+
+    def __init__(self, L: Affine, k: Tensor, made: Callable[[Tensor], tuple[Tensor, Tensor]]):
+        self.L, self.k, self.made = L, k, made
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.shape[0] if x.dim() > 2 else 1  # made anew for every row: in training each has a sample of its own
+        k = self.k.expand(rows) if len(self.k) == 1 else self.k
+        if x.dim() < 2 or x.shape[0] % len(k):
+            raise SpecError(f"deltaw.tasks was told of {len(k)} rows; this layer sees an input of shape {tuple(x.shape)}")
+        B, A = self.made(k)
+        z = x.reshape(len(k), -1, x.shape[-1])
+        y = self.L(x)
+        return y + (z @ A.mT.to(z.dtype) @ B.mT.to(z.dtype)).reshape(y.shape).to(y.dtype)

@@ -11,6 +11,7 @@ from ..errors import SpecError, TargetError, nearest
 from . import conv, dense, embedding, experts, foreign
 from .attention import AttentionSite, is_attention
 from .base import Site
+from .block import BlockSite, norm_behind
 from .module import ModuleSite
 from .prefix import PrefixSite, backbone
 from .stream import ParallelSite, StreamSite
@@ -104,6 +105,9 @@ class Candidates:
             raise TargetError(f"'{name}' is a {type(module).__name__}, which is never called; name the modules inside it")
         if self.sort in STREAMS:
             return [STREAMS[self.sort](name, module, width(self.model, module))]
+        if self.sort == "block":
+            every = blocks(self.model)
+            return [BlockSite(name, module, width(self.model, module), every, norm_behind(self.model, next(iter(every))))]
         if self.sort == "prefix":
             return [PrefixSite(name, module, self.model)]
         if self.sort == "attention":
@@ -175,8 +179,8 @@ def find(
 
     targets: a list of name suffixes; or one regular expression that must match whole names; or "all-linear" (every
     linear layer but the output head), "all-blocks" (for hidden states) or "all-norms". exclude: the same language.
-    layers: keep sites whose layer number is among these. sort: "weight", "stream", "parallel", "attention", "module", "norm",
-    or "prefix" (the backbone, for prompts).
+    layers: keep sites whose layer number is among these. sort: "weight", "stream", "parallel", "block" (around a whole
+    block), "attention", "module", "norm", or "prefix" (the backbone, for prompts).
     """
     where = Candidates(model, sort)
     if targets == ALL_LINEAR and sort == "weight":
@@ -187,7 +191,7 @@ def find(
             if (s := leaf_site(n, m)) and s.kind in LINEAR_KINDS and m is not head
             and not isinstance(where.modules.get(n.rpartition(".")[0]), nn.MultiheadAttention)
         }  # fmt: skip
-    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort in STREAMS:
+    elif targets in (ALL_LINEAR, ALL_BLOCKS) and sort in (*STREAMS, "block"):
         names = set(blocks(model))
     elif targets in (ALL_LINEAR, ALL_NORMS) and sort == "norm":
         names = set(where.usable())

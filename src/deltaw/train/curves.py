@@ -24,7 +24,7 @@ def site_norms(adapted: Any) -> dict[str, dict[str, float]]:
     product is built; sites whose change is no weight (hidden states, gates, whole modules) are left out."""
     out = {}
     for a in adapted.assignments:
-        if a.site.kind in ("stream", "parallel", "prefix", "attention", "module"):
+        if a.site.kind in ("stream", "parallel", "block", "prefix", "attention", "module"):
             continue
         try:
             L = site_layer(adapted, a)

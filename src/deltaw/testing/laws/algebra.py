@@ -7,7 +7,7 @@ import torch
 from ... import preview
 from ...errors import DeltawError, SpecError
 from ...ops import Affine, delta, factors, rank_bound
-from ..tiny import Reader, settle, values
+from ..tiny import Reader, Tiny, settle, values
 from .base import Case, NotApplicable, close, dense, law, must
 
 
@@ -96,9 +96,10 @@ def shapes_fit_or_are_refused(case: Case) -> str:
     """A layer of awkward size either works or is refused with a typed error before the model is touched."""
     refused, worked = [], []
     for m, n in AWKWARD:
-        prompt = case.method.sites in ("prefix", "attention")
+        prompt = case.method.sites in ("prefix", "attention", "block")
         wanted = (m, m) if case.method.sites == "stream" else (m, n)
-        model = settle(Reader(n, 1, m), case.dtype) if prompt else case.one(*wanted)
+        special = Tiny(n, n) if case.method.sites == "block" else Reader(n, 1, m)
+        model = settle(special, case.dtype) if prompt else case.one(*wanted)
         wide, out = (n, n) if prompt else (model.blocks[0].in_features, model.blocks[0].out_features)
         keys = list(model.state_dict())
         try:

@@ -105,6 +105,8 @@ class Case:
     def one(self, m: int = WIDE, n: int = WIDTH, bias: bool = True) -> Any:
         if self.method.sites == "prefix":  # one layer, n numbers a token, m numbers of keys and values a place
             return settle(Reader(n, 1, m // 2), self.dtype)
+        if self.method.sites == "block":  # what rides from block to block needs two of them
+            return settle(Tiny(n, max(m, n)), self.dtype)
         if self.method.sites == "attention":  # nothing but the layer
             return settle(Around(Attention(n, m // 2)), self.dtype)
         return settle(One(m, n, bias, norm=self.method.sites == "norm"), self.dtype)
@@ -119,7 +121,7 @@ class Case:
 
     def plan(self, model: nn.Module, **kw: Any) -> Plan:
         """The method on every site of the tiny model it has: all linears, all blocks, or whole modules."""
-        if self.method.sites in ("stream", "parallel"):
+        if self.method.sites in ("stream", "parallel", "block"):
             kw.setdefault("targets", "all-blocks")
         elif self.method.sites == "norm":
             kw.setdefault("targets", "all-norms")

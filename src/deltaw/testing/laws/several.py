@@ -10,7 +10,7 @@ from torch import Tensor
 import deltaw
 
 from ...errors import SpecError
-from .base import Case, close, law, must, opened, same
+from .base import Case, NotApplicable, close, law, must, opened, same
 
 
 def _two(case: Case, model: Any) -> None:
@@ -34,6 +34,8 @@ def two_adapters_add(case: Case) -> None:
     _two(case, model)
     if case.method.sites == "prefix":
         return _behind(model, x)
+    if case.method.sites == "block":
+        raise NotApplicable("what it adds goes through a block, which is no linear map")
     base, a, b = (_alone(model, x, n) for n in (None, "a", "b"))
     with deltaw.activate(model, ["a", "b"]):
         close("a + b", model(x), a + b - base, case.tol)

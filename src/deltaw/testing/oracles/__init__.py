@@ -30,7 +30,7 @@ from ...errors import SpecError, need
 from ...plan import Plan
 from ...spec import METHODS, Method
 from ..laws.base import Case, close, must, opened, push
-from ..tiny import TinyNorm, settle, values
+from ..tiny import WIDTH, TinyNorm, settle, values
 
 SHAPES = ((24, 16, True), (16, 16, False))  # m, n, bias
 PEFT_TOLERANCE = 2e-6  # in float64: some of PEFT's layers pass through float32
@@ -87,6 +87,8 @@ def compare_closed(method: Method) -> str:
     case = Case(method)
     if method.sites == "prefix":
         return compare_prompt(method, closed)
+    if method.sites == "block":
+        return compare_blocks(method, closed)
     for m, n, bias in SHAPES:
         model, x = case.one(m, n, bias), case.x(3, 5, n).requires_grad_()
         lin = model.blocks[0]
@@ -148,6 +150,27 @@ def compare_prompt(method: Method, closed: Any) -> str:
     return "closed form"
 
 
+def compare_blocks(method: Method, closed: Any) -> str:
+    """What rides from block to block, over a whole tiny model: `closed(method, blocks, [p of each], x)` is its output."""
+    case = Case(method)
+    model, x = case.tiny(), case.x(3, 5, WIDTH).requires_grad_()
+    plain, z = copy.deepcopy(model), x.detach().clone().requires_grad_()
+    adapted = case.attach(model)
+    p = [{k: t.detach().clone().requires_grad_() for k, t in entry.named()} for _, entry, _ in opened(adapted, x.detach())]
+    y, want = model(x), closed(method, plain.blocks, p, z)
+    close("output", y, want, 1e-10)
+    _weighed(y).backward()
+    _weighed(want).backward()
+    assert x.grad is not None and z.grad is not None
+    close("gradient of the input", x.grad, z.grad, 1e-9)
+    for own, (_, entry, _) in zip(p, opened(adapted, x.detach())):
+        for name, t in own.items():
+            got = entry.get(name).grad
+            must(got is not None and t.grad is not None, f"{name} has no gradient in one of the two")
+            close(f"gradient of {name}", got, t.grad, 1e-9)  # type: ignore[arg-type]
+    return "closed form"
+
+
 class Net(nn.Module):
     """What both libraries adapt: one linear layer, or a norm, called `lin`."""
 
@@ -174,9 +197,9 @@ def compare_peft(method: Method) -> str:
                 t.data.copy_(exact)
         adapted = attach(model, Plan(method, targets=["lin"]))
         push(adapted)
-        _, entry, _ = opened(adapted, case.x(2, n))[0]
-        p = entry.tensors({})
-        ours = {k: getattr(p, k) for k in p.names()}
+        _, entry, signals = opened(adapted, case.x(2, n))[0]
+        p = entry.tensors(signals)
+        ours = {k: getattr(p, k) for k in p.names() if k not in entry.signals}
         gradients = put(theirs.base_model.model.lin, {k: t.detach().clone() for k, t in ours.items()})
         x = case.x(3, 5, n).requires_grad_()
         z = x.detach().clone().requires_grad_()
