@@ -425,8 +425,12 @@ def main() -> None:
     elif args.what == "child":
         child(args.task, args.method, args.rates, (QUICK if args.quick else SIZES)[args.task], args.seed)
     else:
-        for name in args.tasks.split(","):
-            print(measure(name, args.methods.split(","), args.quick, args.seed, args.out))
+        words, names = args.methods.split(","), args.tasks.split(",")
+        for what_, found, known in (("method", words, METHODS), ("task", names, TASKS)):
+            if odd := [w for w in found if w not in known]:
+                raise SystemExit(f"no {what_} '{odd[0]}' here; there are {', '.join(known)}")
+        for name in names:
+            print(measure(name, words, args.quick, args.seed, args.out))
 
 
 if __name__ == "__main__":
