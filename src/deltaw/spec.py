@@ -178,6 +178,7 @@ class Method:
     start: ClassVar[str]
     # "weight"; "stream": hidden states; "parallel": beside a block; "prefix": in front of a model; "attention"; "module"; "norm"
     sites: ClassVar[str] = "weight"
+    pointwise: ClassVar[bool] = True  # what it does to a token depends on that token and on signals alone
 
     def params(self, m: int, n: int) -> Declared:
         """The tensors at a site of shape m x n."""
