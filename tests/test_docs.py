@@ -30,12 +30,12 @@ def test_generated_documents_are_current(capsys):
 def test_docs_rewrites_what_is_stale(tmp_path, capsys):
     from deltaw.cli.docs import BEGIN, END
 
-    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nrow of yesterday\n{END}\nafter\n")
     (tmp_path / "docs" / "methods").mkdir(parents=True)
     (tmp_path / "docs" / "methods" / "gone.md").write_text("a method that is no more")
     assert main(["docs", "--root", str(tmp_path)]) == 0
     text = (tmp_path / "README.md").read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "`lora`" in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "`lora`" in text and "yesterday" not in text
     assert {p.stem for p in (tmp_path / "docs" / "methods").glob("*.md")} == set(METHODS)
     assert main(["docs", "--check", "--root", str(tmp_path)]) == 0
     assert main(["docs", "--root", str(tmp_path / "docs")]) == 2

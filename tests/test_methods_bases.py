@@ -228,10 +228,10 @@ def test_adamss_groups_are_those_of_nearest_centres_and_the_bias_moves():
     p = {k.rpartition(".")[2]: t for k, t in adapted.state().items() if k.startswith("layers.0.q.")}
     full = torch.cat([model.layers[0].q.weight, model.layers[0].q.bias[:, None]], 1).detach()
     U = torch.nn.functional.normalize(full @ p["V"].mT, dim=0)
-    centres = torch.stack([U[p["g"] == k].mean(0) for k in range(3)])
-    assert (torch.cdist(U, centres).argmin(1) == p["g"]).double().mean() > 0.9
+    centres = torch.stack([U[p["group"] == k].mean(0) for k in range(3)])
+    assert (torch.cdist(U, centres).argmin(1) == p["group"]).double().mean() > 0.9
     merged = adapted.merge().model().layers[0]
-    rows = torch.stack([p["B"][i] @ p["A"][p["g"][i]] @ p["V"] for i in range(16)])
+    rows = torch.stack([p["B"][i] @ p["A"][p["group"][i]] @ p["V"] for i in range(16)])
     torch.testing.assert_close(merged.q.bias - model.layers[0].q.bias, rows[:, 16])
     torch.testing.assert_close(merged.q.weight - model.layers[0].q.weight, rows[:, :16])
     assert merged.v.bias is None and p["V"].shape == (6, 17)
@@ -281,7 +281,7 @@ def test_asa_trains_fewer_and_fewer_groups():
         (h - x.flip(0)).square().mean().backward()
         optimizer.step()
         for s in sites:
-            g = state[f"{s}.g"]
+            g = state[f"{s}.group"]
             for k in range(3):
                 rows = torch.cat([trained[f"{s}.A"][k].flatten(), trained[f"{s}.B"][g == k].flatten()])
                 old = torch.cat([before[f"{s}.A"][k].flatten(), before[f"{s}.B"][g == k].flatten()])
@@ -295,7 +295,7 @@ def test_asa_trains_fewer_and_fewer_groups():
         if step % 3 == 0:
             score = {}
             for s, k in live:
-                rows = state[f"{s}.g"] == k
+                rows = state[f"{s}.group"] == k
                 score[s, k] = (means[f"{s}.A"] * far[f"{s}.A"])[k].mean() + (means[f"{s}.B"] * far[f"{s}.B"])[rows].mean()
             live = set(sorted(score, key=lambda key: -score[key])[: int(4 + 14 * (1 - (step - 2) / 8))])
             history.append(len(live))

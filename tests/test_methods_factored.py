@@ -386,7 +386,7 @@ def test_snell_keeps_its_share_of_the_entries(sparsity):
 def test_snella_keeps_as_many_as_its_number_says(kept):
     _, adapted, p, _ = put(SNELLA(q=4))
     with torch.no_grad():
-        p["a"].fill_(0.5), p["g"].fill_(0.2), p["c"].fill_(-0.01), p["V"].fill_(kept)
+        p["a"].fill_(0.5), p["gamma"].fill_(0.2), p["c"].fill_(-0.01), p["V"].fill_(kept)
         D = 0.1 * (torch.cdist(p["Q"][0], p["P"][0]) - torch.cdist(p["Q"][1], p["P"][1]))
         K = D + 0.5 * (D / 0.2).softmax(0) - 0.01
     change = next(iter(changes(adapted).values()), torch.zeros(24, 16, dtype=F64))

@@ -12,7 +12,7 @@ from torch import nn
 import deltaw
 from deltaw import Plan
 from deltaw.errors import ShapeError, SpecError, TargetError
-from deltaw.methods import BEFT, BOFT, HUT, OFT, AdaLoRA, BitFit, HiRA, LNTuning, LoRMA, RoAd
+from deltaw.methods import BEFT, BOFT, HUT, OFT, AdaLoRA, BitFit, Full, HiRA, LNTuning, LoRMA, RoAd
 from deltaw.methods.cayley import cayley, neumann, skew
 from deltaw.methods.penalties import orthonormality
 from deltaw.methods.rolled import Rolled
@@ -197,9 +197,22 @@ def test_every_norm_is_found_and_nothing_else():
     found = deltaw.attach(model, LNTuning())
     assert sorted(found.state()) == ["a.weight", "c.bias", "c.weight"]
     assert is_norm(model["a"]), "what is attached to a norm does not make it another module"
-    for target in ("b", "d"):
-        with pytest.raises(TargetError, match="norms"):
-            deltaw.attach(net(), Plan(LNTuning(), targets=[target]))
+    with pytest.raises(TargetError, match="norms"):
+        deltaw.attach(net(), Plan(LNTuning(), targets=["d"]))
+
+
+def test_ln_tuning_of_a_named_layer_is_full_tuning_of_it():
+    """As PEFT's, which copies whatever it is pointed at."""
+    ours, full, x = net(), net(), torch.randn(3, 8)
+    full.load_state_dict(ours.state_dict())
+    for model, method in ((ours, LNTuning()), (full, Full())):
+        adapted = deltaw.attach(model, Plan(method, targets=["b"]))
+        assert sorted(adapted.state()) == ["b.bias", "b.weight"]
+        with torch.no_grad():
+            for t in adapted.trainable().values():
+                t.mul_(1.5)
+    torch.testing.assert_close(ours["b"](x), full["b"](x), rtol=0, atol=0)
+    assert not torch.equal(ours["b"](x), net()["b"](x))
 
 
 def test_two_tuned_norms_add_their_moves():

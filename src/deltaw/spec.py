@@ -179,6 +179,7 @@ class Method:
     # "weight"; "stream": hidden states; "parallel": beside a block; "block": around one; "prefix": in front of a model;
     # "attention"; "module"; "norm"
     sites: ClassVar[str] = "weight"
+    pointwise: ClassVar[bool] = True  # what it does to a token depends on that token and on signals alone
 
     def params(self, m: int, n: int) -> Declared:
         """The tensors at a site of shape m x n."""

@@ -201,7 +201,13 @@ def decodes(op: Op) -> bool:
     """Would factors of it need the transpose of a base that only its dense matrix can give? X W does, W X does not."""
     if isinstance(op, Sum):
         return any(decodes(term) for term in op.terms)
-    return isinstance(op, Chain) and any(isinstance(p, Base) and type(p).rmv is Op.rmv for p in op.parts[1:])
+    return isinstance(op, Chain) and any(map(hidden, op.parts[1:]))
+
+
+def hidden(op: Op) -> bool:
+    """Is a base without a transpose somewhere in it?"""
+    inside = op.terms if isinstance(op, Sum) else op.parts if isinstance(op, Chain) else []
+    return (isinstance(op, Base) and type(op).rmv is Op.rmv) or any(map(hidden, inside))
 
 
 def folded(parts: list[Op]) -> list[Op]:

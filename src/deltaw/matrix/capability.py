@@ -43,7 +43,7 @@ PLACES: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-SINGLE = ("weight", "stream", "module", "parallel")
+SINGLE = ("weight", "stream", "module", "parallel", "norm")
 """The sorts of site that a single layer can be."""
 
 

@@ -112,10 +112,10 @@ class Candidates:
             return [PrefixSite(name, module, self.model)]
         if self.sort == "attention":
             return [AttentionSite(name, module)]
-        if self.sort == "norm" and not is_norm(module):
+        if self.sort == "norm" and not (is_norm(module) or leaf_site(name, module)):
             raise TargetError(
                 f"'{name}' is a {type(module).__name__}; what is trained here are norms (no batch norms, which also keep "
-                "statistics). For whole modules of another sort there is Plan(train_modules=[...])"
+                "statistics), or single layers named one by one. For larger modules there is Plan(train_modules=[...])"
             )
         if self.sort in ("module", "norm"):
             return [ModuleSite(name, module)]

@@ -41,7 +41,7 @@ class Adamss(Dialect):
         found = theirs(a)
         if found is None:
             raise Inexpressible(f"{a.site.name}: {WHY}, which is not installed")
-        if bool(p["V"].any()) and not torch.equal(found, p["g"].cpu()):  # blanks are packed to learn the names
+        if bool(p["V"].any()) and not torch.equal(found, p["group"].cpu()):  # blanks are packed to learn the names
             raise Inexpressible(f"{a.site.name}: {WHY}, and these are others")
         out = {"adamss_newB": p["V"]}
         for k in range(len(p["A"])):
@@ -59,7 +59,7 @@ class Adamss(Dialect):
             part, rows = t[f"adamss_A.{k}"], t[f"adamss_B.{k}"]
             A[k, : len(part)] = part
             B[g == k] = torch.nn.functional.pad(rows.float(), (0, B.shape[1] - rows.shape[1]))
-        return {"V": t["adamss_newB"], "g": g, "A": A, "B": B}
+        return {"V": t["adamss_newB"], "group": g, "A": A, "B": B}
 
     def prepare(self, config: dict[str, Any], tensors: P, plan: Any, model: Any) -> Any:
         if any(theirs(a) is None for a in plan.resolve(model)[:1]):

@@ -80,7 +80,7 @@ def _scale(start: Start, p: Tensors) -> float | None:
         pair = factors(delta(L.op, start.W)) if isinstance(L, Affine) else None
     except (DeltawError, AttributeError, RuntimeError):  # it needs a signal, or tensors which start from A and B
         return None
-    if pair is None:
+    if pair is None or (B.shape[0], A.shape[1]) != tuple(start.W.shape):  # a product of other sizes
         return None
     rows, columns = (torch.arange(0, size, max(size // 64, 1), device=B.device) for size in start.W.shape)
     got, want = pair[0][rows].double() @ pair[1][:, columns].double(), B[rows] @ A[:, columns]
@@ -89,10 +89,11 @@ def _scale(start: Start, p: Tensors) -> float | None:
         return s
     if not torch.allclose(got, s * want, rtol=1e-5, atol=1e-6 * abs(s)):
         return None
-    declared = scale_of(start.method)
+    declared = scale_of(method)
     if s == 0 and declared:  # nothing whatever A and B: a zero elsewhere hides them
         return None
-    return declared if math.isclose(s, declared, rel_tol=1e-6) else s
+    outside = scale_of(start.method) / (declared or 1.0)  # what wrappers multiply by
+    return outside * (declared if math.isclose(s, declared, rel_tol=1e-6) else s)
 
 
 def _numbers(like: Tensor) -> Tensor:

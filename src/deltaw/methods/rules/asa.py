@@ -13,7 +13,7 @@ from . import Rule, rule
 
 @rule(paper="OpenReview:8ZdWmpYxT0")
 class ASA(Rule):
-    """Of all groups of rows at all sites (a method with A (K, ...), B (m, ...) and g (m,), the group of every row) only the
+    """Of all groups of rows at all sites (a method with A (K, ...), B (m, ...) and group (m,), that of every row) only the
     best go on being trained: target + (all - target) (1 - (t - begin) / (end - begin))^power of them, at every `every`-th
     step t from `begin` to `end`. A group that is left out keeps its values from then on.
 
@@ -31,8 +31,8 @@ class ASA(Rule):
     power: float = 3.0
 
     def start(self, view: Any) -> dict[str, Tensor]:
-        if not {"A", "B", "g"} <= set(view.p.names()) or self.begin >= self.end:
-            raise SpecError(f"{view.name}: asa chooses among groups (tensors A, B, g) from begin to a later end; found {self}")
+        if not {"A", "B", "group"} <= set(view.p.names()) or self.begin >= self.end:
+            raise SpecError(f"{view.name}: asa chooses among groups (tensors A, B, group) from begin to a later end; found {self}")
         A, B = (t.detach() for t in (view.p.A, view.p.B))
         average = {f"{word}{name}": torch.zeros_like(t) for name, t in (("A", A), ("B", B)) for word in "IU"}
         return {"on": torch.ones(len(A), dtype=torch.bool, device=A.device), "A": A.clone(), "B": B.clone(), **average}
@@ -40,7 +40,7 @@ class ASA(Rule):
     def frozen(self, view: Any) -> tuple[tuple[str, Tensor, Tensor], ...]:
         """(name, tensor, where it is frozen along its first axis)."""
         off = ~view.s["on"]
-        return ("A", view.p.A, off), ("B", view.p.B, off[view.p.g])
+        return ("A", view.p.A, off), ("B", view.p.B, off[view.p.group])
 
     def before(self, view: Any) -> None:
         for _, t, off in self.frozen(view):
@@ -70,7 +70,7 @@ class ASA(Rule):
     def choose(self, views: list[Any], left: float) -> None:
         scores = []
         for view in views:
-            K, g = len(view.s["on"]), view.p.g
+            K, g = len(view.s["on"]), view.p.group
             of_A = (view.s["IA"] * view.s["UA"]).flatten(1).mean(1)
             rows = (view.s["IB"] * view.s["UB"]).flatten(1).mean(1)
             of_B = rows.new_zeros(K).index_add(0, g, rows) / torch.bincount(g, minlength=K).clamp_min(1)

@@ -15,9 +15,9 @@ from ..clusters import beside, grouped_rows, main_directions, principal
 
 @method(paper="OpenReview:8ZdWmpYxT0", start="rounding", claims=("above LoRA on ViT-Large with 15.4 % of its parameters",))
 class AdaMSS(Method):
-    """(dW | db)[G_k] = B_k A_k V for K groups G_k of rows, i.e. row i gets B_i A_g(i) V. y = (W + dW) x + b + db.
+    """(dW | db)[G_k] = B_k A_k V for K groups G_k of rows, i.e. row i gets B_i A_group(i) V. y = (W + dW) x + b + db.
 
-    Frozen: V (R, n + 1), right singular vectors of [W | b]; g (m,), the group of every row, by k-means of the rows of U.
+    Frozen: V (R, n + 1), right singular vectors of [W | b]; group (m,), the group of every row, by k-means of the rows of U.
     Trained: A (K, rk, R), started as the first right singular vectors of each group's rows of U; B (m, rk) = 0.
     Start: the base up to rounding of the bias. Count: K rk R + m rk. Exact LoRA rank of dW: K rk.
     Source: HF PEFT 0.21.2, whose randomised SVD and k-means give other groups. Trap: the bias changes too.
@@ -39,9 +39,9 @@ class AdaMSS(Method):
             return normalize(beside(start.dense(), bias) @ start.p.V.mT, dim=0)
 
         V = Param((self.R, n + (bias is not None)), last(lambda s, z: principal(beside(s.dense(), bias), z[0])), False)
-        g = Param((m,), last(lambda s, _: grouped_rows(rows(s), s.choose(self.K, m))), False, dtype=torch.int64)
-        A = Param((self.K, self.rk, self.R), last(lambda s, shape: main_directions(rows(s), s.p.g, *shape[:2])))
-        return {"V": V, "g": g, "A": A, "B": Param((m, self.rk))}
+        group = Param((m,), last(lambda s, _: grouped_rows(rows(s), s.choose(self.K, m))), False, dtype=torch.int64)
+        A = Param((self.K, self.rk, self.R), last(lambda s, shape: main_directions(rows(s), s.p.group, *shape[:2])))
+        return {"V": V, "group": group, "A": A, "B": Param((m, self.rk))}
 
     def declare(self, site: Site) -> Declared:
         return self.params(*site.shape, site.leaf().bias)
@@ -50,7 +50,7 @@ class AdaMSS(Method):
         return W + chain(self.small(p), p.V[:, : W.shape[1]])
 
     def small(self, p: Tensors) -> Op:
-        mine = one_hot(p.g, self.K).to(p.B.dtype)
+        mine = one_hot(p.group, self.K).to(p.B.dtype)
         return chain((mine[:, :, None] * p.B[:, None]).flatten(1), p.A.flatten(0, 1))
 
     def layer(self, L: Affine, p: Tensors) -> Affine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 
 from ...errors import SpecError
@@ -29,6 +31,7 @@ class FoRA(Method):
     {'W_d': (10, 2), 'K3': (2, 2, 3, 3), 'K_f': (4, 4, 3, 3)}
     """
 
+    pointwise: ClassVar[bool] = False
     r: int = 8
     prefix: int = 0
     width: int = 0

@@ -14,7 +14,8 @@ from ..copies import copies
 class LNTuning(Method):
     """y = weight ⊙ (x - mean) / sqrt(var + eps) + bias, or without mean and bias (RMS): weight, bias trained as copies.
 
-    `Plan(LNTuning())` takes every norm of the model, or name norms by targets or layers; the base's own stay untouched.
+    `Plan(LNTuning())` takes every norm of the model, or name norms by targets or layers; the base's own stay untouched. Another
+    layer, if named, is trained in full, like `Full`.
     Start: copies, so the base's first output. Count: 2 n a layer norm, n an RMS norm. No activation has to be kept for the
     linear layers' weights. Several live adapters add their moves. Source: Zhao et al. 2023; as in HF PEFT, which copies the
     whole module. Trap: a merged norm is another norm, so norms that quantisation or a kernel has folded into the next

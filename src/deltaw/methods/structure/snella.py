@@ -21,17 +21,17 @@ from ..rules.allocate import Allocate
     claims=("1.8 % above SPT-LoRA on FGVC; 31 to 40 % less memory than earlier sparse tuning",),
 )
 class SNELLA(Method):
-    """W' = W + K ⊙ G, K = D + a softmax(D / g) + c, the softmax over outputs, D_ij = 0.1 (|Q1_i - P1_j| - |Q2_i - P2_j|).
+    """W' = W + K ⊙ G, K = D + a softmax(D / γ) + c, the softmax over outputs, D_ij = 0.1 (|Q1_i - P1_j| - |Q2_i - P2_j|).
 
-    Trained: P (2, n, q/2), Q (2, m, q/2), a, g, c; q (m + n) + 3 per site. G = |K| without gradient on the V largest |K|,
+    Trained: P (2, n, q/2), Q (2, m, q/2), a, gamma (γ), c; q (m + n) + 3 per site. G = |K| without gradient on the V largest |K|,
     else 0. V starts at m n; after every `every` steps (an epoch), T times, a rule shares the entries left by then between
-    all sites by importance, down to 1 - sparsity of them. Start: P, Q ~ U(±1/sqrt fan-in), a = g = 1, c = 0. Full rank, no
+    all sites by importance, down to 1 - sparsity of them. Start: P, Q ~ U(±1/sqrt fan-in), a = γ = 1, c = 0. Full rank, no
     LoRA equals it. Source: Shen et al. 2025 and its code, which averages weights for evaluation and drops whole paths too.
     Trap: their scores take the gradient with the tensors after the step; here it is with those it belongs to.
 
     >>> from deltaw.methods import SNELLA
     >>> {k: v.shape for k, v in SNELLA(q=4).params(10, 6).items()}
-    {'P': (2, 6, 2), 'Q': (2, 10, 2), 'a': (), 'g': (), 'c': (), 'V': ()}
+    {'P': (2, 6, 2), 'Q': (2, 10, 2), 'a': (), 'gamma': (), 'c': (), 'V': ()}
     """
 
     q: int = 8
@@ -48,12 +48,12 @@ class SNELLA(Method):
             return torch.full(shape, m * n)
 
         V = Param((), all_of_them, train=False, dtype=torch.int64, ruled=True)
-        return {**points(m, n, self.q), "a": Param((), ones), "g": Param((), ones), "c": Param(()), "V": V}
+        return {**points(m, n, self.q), "a": Param((), ones), "gamma": Param((), ones), "c": Param(()), "V": V}
 
     def rules(self) -> tuple[Any, ...]:
         return (Allocate(sparsity=self.sparsity, every=self.every, T=self.T),)
 
     def weight(self, W: Op, p: Tensors) -> Op:
         D = 0.1 * contrast(p.Q, p.P)
-        K = D + p.a * torch.softmax(D / p.g, 0) + p.c
+        K = D + p.a * torch.softmax(D / p.gamma, 0) + p.c
         return W + Dense(K * survivors(K, K.numel() - p.V))

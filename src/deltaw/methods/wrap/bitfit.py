@@ -34,7 +34,7 @@ class BitFit(Method):
         b0, own = site.leaf().bias, {} if self.inner is None else tensors("bitfit", self.inner, site)
         if "bias" in own:
             raise SpecError(f"{site.name}: {self.inner} has a tensor 'bias' of its own; bitfit cannot be put around it")
-        if b0 is None and site.kind in ("embedding", "expert"):
+        if b0 is None and self.inner is None and site.kind in ("embedding", "expert"):
             raise SpecError(f"{site.name}: bitfit trains biases, and a {site.kind} never has one; leave it out (exclude=...)")
         return own if b0 is None else {**own, "bias": Param(tuple(b0.shape), lambda *_: b0.detach())}
 

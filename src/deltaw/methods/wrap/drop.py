@@ -9,8 +9,7 @@ from ...fused import Dropped
 from ...ops import Affine, Map, delta
 from ...sites import Site
 from ...spec import METHODS, Declared, Method, Tensors, method
-from ..gating import Gated
-from ..inside import checked, linear
+from ..inside import around, linear
 
 
 @method(paper="(dropout, as LoRA and HF PEFT apply it)")
@@ -37,10 +36,7 @@ class Drop(Method):
         return linear("drop", self.inner, site, gated=True)
 
     def layer(self, L: Affine, p: Tensors) -> Map:
-        M = self.inner.layer(L, p)
-        if isinstance(M, Gated) and isinstance(M.L, Affine):
-            return Gated(L, self.dropped(L, M.L, p), M.here)
-        return self.dropped(L, checked("drop", self.inner, M), p)
+        return around("drop", self.inner, L, p, lambda V: self.dropped(L, V, p))
 
     def dropped(self, L: Affine, V: Affine, p: Tensors) -> Affine:
         return Affine(L.op + Dropped(delta(V.op, L.op), self.p), V.bias) if p.training and self.p else V

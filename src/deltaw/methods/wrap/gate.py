@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import SpecError
-from ...ops import Affine, Map, delta, scale
+from ...ops import Affine, Map
 from ...sites import Site
 from ...spec import METHODS, Declared, Method, Param, Start, Tensors, constant, last, method, scale_of
-from ..inside import affine, drawn, linear
+from ..inside import around, drawn, is_base, linear, scaled
 
 
 @method(paper="arXiv:2003.04887", start="rounding", claims=("a gate that starts at 0 lets very deep stacks train fast",))
@@ -39,22 +39,19 @@ class Gate(Method):
         return self._gated(site)
 
     def _gated(self, where: Any) -> Declared:
-        out = dict(linear("gate", self.inner, where, "gate"))
+        out = dict(linear("gate", self.inner, where, "gate", gated=True))
+        own = {k: p for k, p in out.items() if isinstance(p, Param)}
+        if not any(p.train for p in own.values()):  # nothing is changed here: there is nothing to gate
+            return out
         if self.g0 == 0.0:
-            out |= {k: drawn(p) for k, p in out.items() if isinstance(p, Param) and p.train}
-        return {**out, "gate": Param((), last(lambda *a: self._open(*a)))}
+            out |= {k: drawn(p) for k, p in own.items() if p.train}
+        moving = [k for k, p in own.items() if p.ruled]
+        return {**out, "gate": Param((), last(lambda *a: self._open(moving, *a)))}
 
-    def _open(self, start: Start, shape: tuple[int, ...]) -> Tensor:
-        if self.g0 == 0.0:
-            V = affine("gate", self.inner, Affine(start.W), start.p)
-            x = start.normal((2, start.W.shape[1]), 1.0).to(start.W.like)
-            if V.bias is None and delta(V.op, start.W)(x).norm() < 1e-4 * start.W(x).norm():
-                raise SpecError(f"{start.name}: gate and delta both start at 0, so neither gets a gradient; use g0 = 1")
+    def _open(self, moving: list[str], start: Start, shape: tuple[int, ...]) -> Tensor:
+        if self.g0 == 0.0 and is_base("gate", self.inner, start, moving):
+            raise SpecError(f"{start.name}: gate and delta both start at 0, so neither gets a gradient; use g0 = 1")
         return constant(self.g0)(start, shape)
 
     def layer(self, L: Affine, p: Tensors) -> Map:
-        V = affine("gate", self.inner, L, p)
-        op = L.op + scale(p.gate, delta(V.op, L.op))
-        if V.bias is L.bias:
-            return Affine(op, L.bias)
-        return Affine(op, p.gate * V.bias if L.bias is None else L.bias + p.gate * (V.bias - L.bias))
+        return around("gate", self.inner, L, p, lambda V: scaled(L, V, p.gate) if "gate" in p.names() else V)

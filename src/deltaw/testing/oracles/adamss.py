@@ -21,7 +21,7 @@ def closed(method: AdaMSS, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x:
     full = W if b is None else torch.cat([W, b[:, None]], 1)
     V = torch.linalg.svd(full, full_matrices=False).Vh[: method.R]
     torch.testing.assert_close(p["V"].mT @ p["V"], (V.mT @ V).to(p["V"]), rtol=1e-5, atol=1e-5)
-    rows = [row + p["B"][i] @ p["A"][int(p["g"][i])] @ p["V"] for i, row in enumerate(full)]
+    rows = [row + p["B"][i] @ p["A"][int(p["group"][i])] @ p["V"] for i, row in enumerate(full)]
     one = x if b is None else torch.cat([x, torch.ones(*x.shape[:-1], 1, dtype=x.dtype)], -1)
     return one @ torch.stack(rows).mT
 
@@ -35,7 +35,7 @@ def peft(method: AdaMSS) -> tuple[Any, Callable[..., dict[str, Callable[[], Tens
 
     def put(layer: Any, p: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
         theirs.clustering_Z = found
-        rows = [(p["g"] == k).nonzero()[:, 0] for k in range(method.K)]
+        rows = [(p["group"] == k).nonzero()[:, 0] for k in range(method.K)]
         A = nn.ParameterList([nn.Parameter(a.clone()) for a in p["A"]])
         B = nn.ParameterList([nn.Parameter(p["B"][i].clone()) for i in rows])
         layer.adamss_A["default"], layer.adamss_B["default"], layer.adamss_newB["default"] = A, B, p["V"]

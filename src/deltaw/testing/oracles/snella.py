@@ -17,7 +17,7 @@ def closed(method: SNELLA, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x:
         d = [(p["P"][h] - p["Q"][h, i]).pow(2).sum(1).sqrt() for h in (0, 1)]
         rows.append(0.1 * d[0] - 0.1 * d[1])
     D = torch.stack(rows)
-    e = torch.exp(D / p["g"])
+    e = torch.exp(D / p["gamma"])
     K = (D + p["a"] * e / e.sum(0) + p["c"]).flatten()
     gate = K.detach().abs().clone()
     gate[gate.argsort()[: W.numel() - int(p["V"])]] = 0.0
