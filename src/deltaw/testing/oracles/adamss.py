@@ -1,16 +1,14 @@
-"""AdaMSS: the closed form, and HF PEFT given our groups (its own need scikit-learn)."""
+"""AdaMSS: the closed form, and HF PEFT given our groups (to find its own it needs scikit-learn)."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import need
 from ...methods.structure.adamss import AdaMSS
 
 METHODS = (AdaMSS(R=8, K=2, rk=2), AdaMSS(R=6, K=4, rk=1))
@@ -28,13 +26,10 @@ def closed(method: AdaMSS, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x:
 
 def peft(method: AdaMSS) -> tuple[Any, Callable[..., dict[str, Callable[[], Tensor]]]]:
     from peft import AdamssConfig
-    from peft.tuners.adamss import layer as theirs
 
-    found = theirs.clustering_Z
-    theirs.clustering_Z = lambda U, K, _: (torch.arange(len(U)) % K, K)  # ours replace them below
+    need("sklearn", extra="study")
 
     def put(layer: Any, p: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
-        theirs.clustering_Z = found
         rows = [(p["group"] == k).nonzero()[:, 0] for k in range(method.K)]
         A = nn.ParameterList([nn.Parameter(a.clone()) for a in p["A"]])
         B = nn.ParameterList([nn.Parameter(p["B"][i].clone()) for i in rows])
@@ -47,5 +42,4 @@ def peft(method: AdaMSS) -> tuple[Any, Callable[..., dict[str, Callable[[], Tens
         return {"A": lambda: torch.stack([t.grad for t in A]), "B": of_B}  # type: ignore[misc]
 
     fields = {"num_subspaces": method.K, "subspace_rank": method.rk}
-    with patch.dict(sys.modules, {"sklearn": ModuleType("sklearn")}):  # asked for by the configuration
-        return AdamssConfig(r=method.R, target_modules=["lin"], **fields), put
+    return AdamssConfig(r=method.R, target_modules=["lin"], **fields), put
