@@ -300,7 +300,10 @@ class Listener:
         if shared.off or not needy:
             return
         with disabled(model):
-            found = {s: produce(s, model, args, kwargs) for s in self.wanted if s in needy}
+            found = {}
+            for s in self.wanted:  # a plain loop: a compiler may come to a comprehension's frame by itself and cannot trace it
+                if s in needy:
+                    found[s] = produce(s, model, args, kwargs)
         shared.signals = found
 
 
