@@ -1,6 +1,7 @@
 """Methods of different families on two real models, each with its learning rate tuned over the same grid.
 
     python benchmarks/methods_compared.py run [--tasks words,digits] [--methods lora,dora,...] [--quick] [--out DIR]
+    python benchmarks/methods_compared.py merge A.json B.json   # one record of runs that were made apart, alike but in their methods
     python benchmarks/methods_compared.py report           # docs/methods-compared.md and its pictures, from the newest records
 
 words: the demo's task (reverse a list of words) with SmolLM2-135M, 40 steps of 4 questions on a bfloat16 base. Scored on other
@@ -289,6 +290,25 @@ def measure(name: str, words: list[str], quick: bool, seed: int, out: Path) -> P
     return path
 
 
+def merged(paths: list[Path]) -> Path:
+    """One record out of several of the same task; a method counts where it stands first. Seconds of a step are compared with
+    LoRA's in a record of as many threads."""
+    records = [json.loads(p.read_text()) for p in paths]
+    first = records[0]
+    for path, record in zip(paths, records):
+        if odd := [k for k in ("task", "size", "rates", "seed", "model", "versions", "quick") if record[k] != first[k]]:
+            raise SystemExit(f"{path} differs from {paths[0]} in {', '.join(odd)}")
+    out = {**first, "methods": {}, "lora_step": {}, "made_of": [{k: r[k] for k in ("date", "threads", "load_before", "load_after")} for r in records]}
+    for record in records:
+        for name, found in record["methods"].items():
+            out["methods"].setdefault(name, {**found, "threads": record["threads"]})
+            if name == "lora":
+                out["lora_step"][str(record["threads"])] = found["best"]["step_seconds"]
+    path = RESULTS / f"methods-compared-{out['task']}-{datetime.date.today().isoformat()}.json"
+    path.write_text(json.dumps(out, indent=1) + "\n")
+    return path
+
+
 # ---- the page
 
 
@@ -357,7 +377,11 @@ def rows_of(record: dict[str, Any]) -> list[dict[str, Any]]:
         out.append({
             "name": name, "family": found["family"], "rate": best["rate"], "accuracy": best["test"]["accuracy"], "loss": best["test"]["loss"],
             "adapter": best["adapter"], "step": best["step_seconds"], "added": best["added"] / 1e6,
+            "threads": str(found.get("threads", record["threads"])),
         })  # fmt: skip
+    lora = record.get("lora_step") or {r["threads"]: r["step"] for r in out if r["name"] == "lora"}
+    for r in out:
+        r["ratio"] = r["step"] / lora[r["threads"]] if r["step"] and r["threads"] in lora else None
     return out
 
 
@@ -366,7 +390,7 @@ def picture(record: dict[str, Any]) -> str:
     parts: list[Any] = [tag("style", Safe(STYLE))]
     for k, (cost, title, log) in enumerate((
         ("adapter", "test accuracy (%) over trained numbers of the adapter", True),
-        ("step", "test accuracy (%) over seconds of a step", False),
+        ("ratio", "test accuracy (%) over seconds of a step, LoRA = 1", False),
         ("added", "test accuracy (%) over memory that training added (MB)", False),
     )):  # fmt: skip
         parts += panel(rows, cost, title, log, 250.0 * k)
@@ -381,14 +405,19 @@ def table(record: dict[str, Any]) -> list[str]:
         "| method | family | rate | test accuracy | test loss | trained numbers | step / lora's | memory added |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    lora = next((r["step"] for r in rows if r["name"] == "lora"), None)
     for r in [base, *sorted((r for r in rows if r is not base), key=lambda r: (-r["accuracy"], r["loss"]))]:
-        step = "" if not r["step"] or not lora else f"{r['step'] / lora:.2f}"
+        step = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
         lines.append(
             f"| {r['name']} | {r['family']} | {r['rate']:g} | {100 * r['accuracy']:.1f} % | {r['loss']:.3f} | {r['adapter']:,} | {step} | "
             f"{r['added']:,.0f} MB |"
         )
     return lines
+
+
+def made(record: dict[str, Any]) -> str:
+    """Threads and load of the run, or of the runs it was put together from."""
+    parts = record.get("made_of", [record])
+    return "; ".join(f"{r['threads']} threads, load {r['load_before']} before and {r['load_after']} after" for r in parts)
 
 
 def report() -> None:
@@ -397,6 +426,7 @@ def report() -> None:
     for name in TASKS:
         found = sorted(RESULTS.glob(f"methods-compared-{name}-*.json"))
         if not found:
+            text_ += [f"## {name}", "", f"No record yet: `python benchmarks/methods_compared.py run --tasks {name}`.", ""]
             continue
         record = json.loads(found[-1].read_text())
         size = record["size"]
@@ -406,7 +436,7 @@ def report() -> None:
             f"## {name}", "",
             f"{record['model']}; {size['steps']} steps of {size['batch']}; rates {', '.join(f'{r:g}' for r in record['rates'])}; seed "
             f"{record['seed']}; {size['validation']} validation and {size['test']} test rows; {record['date']}, {record['machine']['cpu']}, "
-            f"{record['threads']} threads, torch {record['versions']['torch']}, load {record['load_before']} before and {record['load_after']} after.",
+            f"torch {record['versions']['torch']}; {made(record)}.",
             "", *table(record), "", f"![accuracy over three costs](benchmarks/{picture_at.name})", "",
             f"Record: [{found[-1].name}](../benchmarks/results/{found[-1].name})", "",
         ]  # fmt: skip
@@ -428,11 +458,14 @@ def main() -> None:
         p.add_argument("--quick", action="store_true", help="two steps: shows that it runs")
         p.add_argument("--seed", type=int, default=0)
     what.add_parser("report")
+    what.add_parser("merge").add_argument("records", type=Path, nargs="+")
     args = parser.parse_args()
     if args.what == "report":
         report()
     elif args.what == "child":
         child(args.task, args.method, args.rates, (QUICK if args.quick else SIZES)[args.task], args.seed)
+    elif args.what == "merge":
+        print(merged(args.records))
     else:
         words, names = args.methods.split(","), args.tasks.split(",")
         for what_, found, known in (("method", words, METHODS), ("task", names, TASKS)):
