@@ -1,5 +1,5 @@
 """W x + c B A x + b, two matrices on a plain base: what `thin` does, with as little Python as there can be around the six
-products. Small layers and accelerators wait for that Python: it was half of what an adapted layer cost beyond its products.
+products, for which small layers and accelerators wait.
 """
 
 from __future__ import annotations
