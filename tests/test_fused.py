@@ -367,3 +367,13 @@ def test_an_affine_map_of_its_own_is_evaluated_too():
     L = Affine(base.op + chain(B, A), base.bias)
     x = torch.randn(3, N, dtype=torch.float64)
     assert torch.allclose(L(x), L.walk(x), atol=1e-12)
+
+
+def test_two_factors_of_different_dtypes_are_both_cast():
+    """A frozen factor may be kept in another dtype than the trained one."""
+    x, W = torch.randn(9, N, requires_grad=True), torch.randn(M, N)
+    B, A = torch.randn(M, 2, requires_grad=True), torch.randn(2, N, dtype=torch.float64)
+    y = choose.pair(x, W, None, B, A, 0.5)
+    assert torch.allclose(y, x @ (W + 0.5 * B @ A.float()).mT, atol=1e-4) and y.dtype == x.dtype
+    y.sum().backward()
+    assert B.grad.dtype == B.dtype and torch.allclose(x.grad, (W + 0.5 * B @ A.float()).sum(0).expand_as(x), atol=1e-4)

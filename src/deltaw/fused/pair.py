@@ -23,11 +23,10 @@ def pair(x: Tensor, W: Tensor, bias: Tensor | None, B: Tensor, A: Tensor, c: flo
 
 def compute(x: Tensor, W: Tensor, bias: Tensor | None, B: Tensor, A: Tensor, c: float) -> tuple[Tensor, Tensor]:
     """(y, z = A x with the tokens in one axis)."""
-    if B.dtype != x.dtype:
-        A, B = A.to(x.dtype), B.to(x.dtype)
+    A, B = A.to(x.dtype), B.to(x.dtype)
     flat = x.reshape(-1, x.shape[-1])
     z = flat @ A.mT
-    y = F.linear(x, W, bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)).contiguous()
+    y = F.linear(x, W, None if bias is None else bias.to(x.dtype)).contiguous()
     y.view(-1, y.shape[-1]).addmm_(z, B.mT, alpha=c)
     return y, z
 
@@ -49,7 +48,7 @@ class Pair(torch.autograd.Function):
         c, (wants_x, _, _, learns_B, learns_A, _) = ctx.c, ctx.needs_input_grad
         flat = None if x is None else x.reshape(-1, x.shape[-1])
         again = torch.is_grad_enabled()  # somebody differentiates the gradient: what follows is recorded
-        b, a = (B, A) if B.dtype == g.dtype else (B.to(g.dtype), A.to(g.dtype))
+        b, a = B.to(g.dtype), A.to(g.dtype)
         if again:
             if flat is None:
                 raise kept_too_little()
