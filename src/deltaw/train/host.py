@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -61,4 +62,5 @@ def leave_group_at_exit() -> None:
 
 def _leave_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # DDP's wrapper lies in a cycle and holds the group: as long as it lives the threads do
         torch.distributed.destroy_process_group()
