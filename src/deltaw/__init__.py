@@ -13,6 +13,7 @@ from .bank import Bank
 from .blend import blend
 from .files import load, read
 from .fuse import Fused
+from .optimize import optimizer
 from .plan import Plan, Preview, preview
 from .prompting import context_loss, prefill, tasks
 from .route import route
@@ -24,5 +25,5 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "blend", "context_loss",
     "disabled", "errors", "fused", "interop", "load",
-    "methods", "ops", "prefill", "preview", "prompts", "read", "route", "rows", "stack", "tasks", "testing",
+    "methods", "ops", "optimizer", "prefill", "preview", "prompts", "read", "route", "rows", "stack", "tasks", "testing",
 ]  # fmt: skip

@@ -14,6 +14,8 @@ from .entry import Entry, attribute, fill, make
 from .errors import SpecError
 from .files import fingerprint, save_adapter
 from .merge import Merged, merge
+from .methods.init import two_factors
+from .methods.update import About
 from .mixed import Rows
 from .ops import Eye
 from .plan import Assignment, Plan, as_plan
@@ -75,9 +77,17 @@ class Adapted:
         tables = {a.site.name for a in self.assignments if a.site.kind == "embedding"}
         trained = self.trainable()
         lookups = frozenset(k for k in trained if k.rpartition(".")[0] in tables)
-        made: torch.optim.Optimizer = self.plan.update.optimizer(trained, lr, lookups=lookups, **kw)
+        about = About(lookups, self._scale)
+        made: torch.optim.Optimizer = self.plan.update.optimizer(trained, lr, about=about, **kw)
         install(self, made)
         return made
+
+    def _scale(self, site: str) -> float:
+        """s of W + s B A at a site; SpecError where its method is of another form."""
+        a, entry = next(a for a in self.assignments if a.site.name == site), self.entries()[site]
+        start = Start(site, a.site.kind, entry.shifted(a.site.leaf().op), self.plan.seed, a.method)
+        start.own = entry.own
+        return two_factors(start, entry.tensors(dict.fromkeys(entry.signals.values(), torch.empty(0))))[2]
 
     # ---- what it is and what becomes of it
 

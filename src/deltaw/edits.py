@@ -22,8 +22,13 @@ def remap(state: dict[str, Any], shape: torch.Size, source: Tensor) -> None:
     (flat), or zero where that is -1. Counters are left alone, whatever the optimiser."""
     come, safe = source.flatten() >= 0, source.flatten().clamp(min=0)
     for key, t in state.items():
-        if not isinstance(t, Tensor) or t.dim() == 0:
+        if not isinstance(t, dict) and (not isinstance(t, Tensor) or t.dim() == 0):
             continue
+        if isinstance(t, dict):
+            raise SpecError(
+                f"this optimiser's '{key}' is a coordinate system of its own: a rule changes which entries are trained, which "
+                "needs an optimiser that remembers every entry by itself (AdamW, SGD)"
+            )
         if t.shape != shape:
             raise SpecError(
                 f"this optimiser's '{key}' has shape {tuple(t.shape)} for a tensor of shape {tuple(shape)}: a rule changes "

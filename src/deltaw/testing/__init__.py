@@ -6,78 +6,17 @@ others compute) and gives a Report. Nothing here needs pytest.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 
-from ..errors import DeltawError
 from ..spec import METHODS, Method
+from .axes import axis_of, check_axis
 from .laws import LAWS, Case, Law, LawBroken, NotApplicable
 from .oracles import COMPARE, declared, instances
+from .report import Report, Result, status_of, timed
 
-__all__ = ["LAWS", "Case", "Law", "LawBroken", "NotApplicable", "Report", "Result", "check", "run_law", "run_oracle"]
-
-PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One law (or oracle) on one instance in one dtype. detail: what was measured, what failed, or why it says nothing."""
-
-    law: str
-    method: str
-    dtype: str
-    outcome: str
-    detail: str
-    seconds: float
-
-
-@dataclass
-class Report:
-    """What check() found. status: "verified" (laws and an oracle), "lawful" (laws only), "opaque" (a free module, laws
-    only) or "failed"."""
-
-    key: str
-    oracles: list[str]
-    opaque: bool = False
-    results: list[Result] = field(default_factory=list)
-
-    @property
-    def failures(self) -> list[Result]:
-        return [r for r in self.results if r.outcome == FAILED]
-
-    @property
-    def ok(self) -> bool:
-        return not self.failures
-
-    @property
-    def status(self) -> str:
-        return "failed" if self.failures else status_of(self.oracles, self.opaque)
-
-    @property
-    def seconds(self) -> float:
-        return sum(r.seconds for r in self.results)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "key": self.key,
-            "status": self.status,
-            "oracles": self.oracles,
-            "results": [asdict(r) for r in self.results],
-        }
-
-    def __str__(self) -> str:
-        head = f"{self.key}: {self.status} ({len(self.results)} checks, {self.seconds:.1f} s)"
-        rows = [f"  {r.outcome:<15}{r.law:<34}{r.dtype:<9}{r.detail}" for r in self.results]
-        return "\n".join([head, *rows])
-
-
-def status_of(oracles: list[str], opaque: bool) -> str:
-    """verified > lawful > opaque."""
-    return "verified" if oracles else "opaque" if opaque else "lawful"
+__all__ = ["LAWS", "Case", "Law", "LawBroken", "NotApplicable", "Report", "Result", "axis_of", "check", "check_axis", "run_law", "run_oracle", "status_of"]
 
 
 def is_opaque(method: Method | type[Method]) -> bool:
@@ -110,22 +49,9 @@ def check(
 
 def run_law(method: Method, name: str, dtype: torch.dtype) -> Result:
     """One law on one instance in one dtype."""
-    return _timed(name, method, str(dtype).removeprefix("torch."), lambda: LAWS[name].run(Case(method, dtype)))
+    return timed(name, method, str(dtype).removeprefix("torch."), lambda: LAWS[name].run(Case(method, dtype)))
 
 
 def run_oracle(method: Method, which: str) -> Result:
     """One comparison ("closed" or "peft") on one instance."""
-    return _timed(f"oracle: {which}", method, "float64", lambda: COMPARE[which](method))
-
-
-def _timed(name: str, method: Method, dtype: str, run: Any) -> Result:
-    start = time.perf_counter()
-    try:
-        outcome, detail = PASSED, run() or ""
-    except NotApplicable as why:
-        outcome, detail = NOT_APPLICABLE, str(why)
-    except (LawBroken, DeltawError) as error:
-        outcome, detail = FAILED, str(error)
-    except Exception as error:  # a method of somebody else may raise anything
-        outcome, detail = FAILED, f"{type(error).__name__}: {error}"
-    return Result(name, repr(method), dtype, outcome, detail, time.perf_counter() - start)
+    return timed(f"oracle: {which}", method, "float64", lambda: COMPARE[which](method))

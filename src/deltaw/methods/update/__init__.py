@@ -1,7 +1,7 @@
 """Update rules: how trained tensors move. One file each; the key is the file name.
 
-A rule is a frozen dataclass with `optimizer(named, lr, lookups=(), **kw) -> torch.optim.Optimizer`. Parameters are given
-to torch by name, so that the optimiser's state is keyed by name; `lookups` are the names that belong to embeddings.
+A rule is a frozen dataclass with `optimizer(named, lr, about=NOTHING, **kw) -> torch.optim.Optimizer`. Parameters are given
+to torch by name, so that the optimiser's state is keyed by name; `about` says what the names alone do not.
 Tensors with the same settings share one group, and a rule built on torch's optimisers makes them with `fused`: an
 adapter is hundreds of small tensors, and the time of a step is the number of calls.
 """
@@ -33,6 +33,19 @@ def update(*, paper: str) -> Callable[[type[T]], type[T]]:
     return register
 
 
+@dataclass(frozen=True)
+class About:
+    """What a rule may ask about the tensors it moves.
+
+    lookups: names that belong to embeddings and, in a whole model, to its output head. scale(site): s of W + s B A at the site whose
+    tensors are "SITE.A" and "SITE.B"; SpecError where the method there is of another form.
+    """
+
+    lookups: frozenset[str] = frozenset()
+    scale: Callable[[str], float] = lambda site: 1.0
+
+
+NOTHING = About()
 Settings = tuple[tuple[str, Any], ...]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import fused, update
+from . import NOTHING, About, fused, update
 
 
 @update(paper="arXiv:1711.05101")
@@ -21,7 +20,7 @@ class AdamW:
     weight_decay: float = 0.0
 
     def optimizer(
-        self, named: dict[str, nn.Parameter], lr: float, lookups: Collection[str] = (), **kw: Any
+        self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
     ) -> torch.optim.Optimizer:
         groups = [{"params": list(named.items())}]
         return fused(torch.optim.AdamW, groups, lr, **{"weight_decay": self.weight_decay, **kw})

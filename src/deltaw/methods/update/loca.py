@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import SpecError
-from . import fused, update
+from . import NOTHING, About, fused, update
 
 
 def turn(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -47,7 +46,7 @@ class LoCATurns:
     weight_decay: float = 0.0
 
     def optimizer(
-        self, named: dict[str, nn.Parameter], lr: float, lookups: Collection[str] = (), **kw: Any
+        self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
     ) -> torch.optim.Optimizer:
         if not 0 < self.first < self.cycle:
             raise SpecError(f"first = {self.first} steps of a cycle of {self.cycle} leave none for one of the two")

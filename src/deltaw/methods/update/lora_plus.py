@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import fused, grouped, update
+from . import NOTHING, About, fused, grouped, update
 
 
 @update(paper="arXiv:2402.12354")
@@ -25,13 +24,13 @@ class LoraPlus:
     weight_decay: float = 0.0
 
     def optimizer(
-        self, named: dict[str, nn.Parameter], lr: float, lookups: Collection[str] = (), **kw: Any
+        self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
     ) -> torch.optim.Optimizer:
         decay = kw.pop("weight_decay", self.weight_decay)
         rates = []
         for name, p in named.items():
             tensor = name.rsplit(".", 1)[-1]
-            if name in lookups:
+            if name in about.lookups:
                 rate, wd = self.embedding_lr, decay
             elif tensor.startswith("B") or p.dim() == 1:
                 rate, wd = lr * self.ratio, 0.0 if tensor == "bias" else decay

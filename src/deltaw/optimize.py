@@ -1,0 +1,31 @@
+"""An update rule over a model's own weights: training without an adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import SpecError
+from .methods.update import UPDATES, About
+from .spec import from_config
+
+
+def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: Any) -> torch.optim.Optimizer:
+    """A torch optimiser over every parameter of `model` that requires a gradient, in place.
+
+    update: a rule (`GaLore(r=0.25)`), its key, or its configuration. Matrices move by the rule, embeddings, the output head and
+    everything else by AdamW, where the rule is one for matrices. kw goes to the rule's optimiser (weight_decay, seed).
+    Its `in_backward()` steps inside the backward pass, so that the model's gradients never exist together.
+    """
+    if isinstance(update, (str, dict)):
+        update = from_config(update, UPDATES)
+    named = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise SpecError("no parameter of this model requires a gradient: an adapter is attached, or it was frozen")
+    tables = [f"{k}.weight" for k, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    tables += [k for k, p in named.items() if head is not None and p is getattr(head, "weight", None)]
+    made: torch.optim.Optimizer = update.optimizer(named, lr, about=About(frozenset(tables)), **kw)
+    return made

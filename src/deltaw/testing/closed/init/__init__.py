@@ -1,0 +1,1 @@
+"""Closed forms of the axis 'init'; see deltaw.testing.closed."""

@@ -1,0 +1,1 @@
+"""Closed forms of the axis 'rules'; see deltaw.testing.closed."""
