@@ -24,7 +24,7 @@ class Processes:
         return torch.distributed.get_world_size() if several() else 1
 
     def start(self, t: Tensor) -> dict[str, Any]:
-        sent: dict[str, Any] = {"sum": t.clone(), "began": self.now(), "ended": self.now()}
+        sent: dict[str, Any] = {"sum": t.clone(), "began": self.now()}
         if several():
             sent["work"] = work = torch.distributed.all_reduce(sent["sum"], async_op=True)
 
@@ -104,7 +104,7 @@ class Outer:
             began = self.wire.now()
             self.s["mean"] = self.wire.finish(self.sent)
             self.waited += self.wire.now() - began
-            self.took += self.sent["ended"] - self.sent["began"]
+            self.took += self.sent.get("ended", self.wire.now()) - self.sent["began"]
             self.sent = None
 
     def save(self, optimizer: Any, state: dict[str, Any]) -> None:
