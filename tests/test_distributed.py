@@ -13,6 +13,8 @@ from torch import nn
 import deltaw
 from deltaw.errors import ShapeError, SpecError, StateMismatch
 from deltaw.methods import LoRA
+from deltaw.methods.rules.relora import ReLoRA
+from deltaw.methods.rules.switchlora import SwitchLoRA
 from deltaw.methods.update.adamw import AdamW
 from deltaw.methods.update.diloco import DiLoCo
 from deltaw.methods.update.diloco_eager import DiLoCoEager
@@ -384,6 +386,17 @@ for word, rule in (("waited plain", DiLoCo(every=1)), ("waited eager", DiLoCoEag
     go(model, opt, 6, nap=slow)
     opt.state_dict()  # nothing is left on its way
     out[word], out["took" + word[6:]] = torch.tensor(opt.outer.waited), torch.tensor(opt.outer.took)
+import gc
+from deltaw.methods.rules.relora import ReLoRA
+from deltaw.methods.rules.switchlora import SwitchLoRA
+for word, rule, kw in (("relora", ReLoRA(2, 4, 0.5, 1), {}), ("switchlora", SwitchLoRA(4, 99, 2), {"init": "switchlora", "update": "switchlora"})):
+    model = fresh()
+    adapted = deltaw.attach(model, deltaw.Plan(LoRA(r=4, alpha=1.0), targets=["sq", "up"], rules=rule, **kw))
+    ddp = torch.nn.parallel.DistributedDataParallel(model)
+    go(ddp, adapted.optimizer(1e-2), 5)
+    out[word] = {k: t.detach() for k, t in adapted.state().items()}
+    del ddp
+    gc.collect()  # its threads may not outlive the group
 torch.save(out, f"{folder}/out{rank}")
 dist.destroy_process_group()
 """
@@ -437,3 +450,26 @@ def test_diloco_over_two_processes(found):
             {k: float(v) for k, v in f.items() if "wait" in k}
         )
         assert float(f["took eager"]) > float(f["waited eager"])
+
+
+def test_restarts_under_ddp_are_those_of_one_process(found):
+    """Rules fold and draw the same in every process; gradients are means over two."""
+    cases = (
+        ("relora", ReLoRA(2, 4, 0.5, 1), {}),
+        ("switchlora", SwitchLoRA(4, 99, 2), {"init": "switchlora", "update": "switchlora"}),
+    )
+    for word, rule, kw in cases:
+        model = settle(Tiny(), torch.float64)
+        adapted = deltaw.attach(model, Plan(LoRA(r=4, alpha=1.0), targets=["sq", "up"], rules=rule, **kw))
+        opt = adapted.optimizer(1e-2)
+        for k in range(5):
+            opt.zero_grad()
+            for rank in range(2):
+                (
+                    (model(values(4, 16, name=f"x{rank}{k}")) - values(4, 16, name=f"y{k}")).square().mean() / 2
+                ).backward()
+            opt.step()
+        for name, t in adapted.state().items():
+            assert torch.equal(found[0][word][name], found[1][word][name]), f"{name}: the processes disagree"
+            torch.testing.assert_close(found[0][word][name], t.detach(), rtol=1e-6, atol=1e-9)
+        assert all(e.moved > 4 for e in adapted.entries().values())

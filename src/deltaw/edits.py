@@ -129,15 +129,15 @@ class View:
     @torch.no_grad()
     def _sums(self, start: Start, s: float) -> bool:
         """Is the map with factors B, A over W the one with s B A already in W and factors 0, A?"""
-        n, trial = start.W.shape[1], self.p
-        trial.training = False
-        trial.B, trial.A = (torch.sin(1.0 + torch.arange(t.numel(), device=t.device) ** 1.1).view_as(t).to(t) for t in (trial.B, trial.A))
-        moved = Tensors(**{k: getattr(trial, k) for k in trial.names()} | {"B": torch.zeros_like(trial.B)})
-        x = torch.sin(2.0 + torch.arange(2 * n, device=trial.A.device) ** 1.2).view(2, n).to(start.W.like)
+        n, p = start.W.shape[1], self.p
+        B, A = (torch.sin(1.0 + torch.arange(t.numel(), device=t.device) ** 1.1).view_as(t).to(t) for t in (p.B, p.A))
+        others = {k: getattr(p, k) for k in p.names()}
+        trial, moved = Tensors(**others | {"B": B, "A": A}), Tensors(**others | {"B": torch.zeros_like(B), "A": A})
+        x = torch.sin(2.0 + torch.arange(2 * n, device=A.device) ** 1.2).view(2, n).to(start.W.like)
         ids = torch.arange(min(n, 2), device=x.device)
         try:
-            maps = self.method.layer(Affine(start.W + chain(s * trial.B, trial.A)), moved), self.method.layer(Affine(start.W), trial)
-            got, want = (L.cols(ids) if start.kind == "embedding" else L(x) for L in maps)  # type: ignore[attr-defined]
+            maps = self.method.layer(Affine(start.W + chain(s * B, A)), moved), self.method.layer(Affine(start.W), trial)
+            got, want = (L.cols(ids) if start.kind == "embedding" else L(x) for L in maps)
         except (DeltawError, AttributeError, RuntimeError):  # it needs a signal
             return False
         near = 1e-4 if torch.finfo(want.dtype).eps < 1e-6 else 5e-2

@@ -31,7 +31,7 @@ class Processes:
             def end(_: Any) -> None:
                 sent["ended"] = self.now()
 
-            work.get_future().then(end)  # type: ignore[union-attr]
+            work.get_future().then(end)
         return sent
 
     def finish(self, sent: dict[str, Any]) -> Tensor:
@@ -77,7 +77,7 @@ class Outer:
         if self.step % self.every:
             return
         params = list(parameters(optimizer).values())
-        pieces = self.s["theta"].split([p.numel() for p in params])
+        pieces = torch.split(self.s["theta"], [p.numel() for p in params])
         delta = flat([old.view_as(p).to(p).to(old.dtype) - p for p, old in zip(params, pieces)])
         d = self.mixed(delta)
         u = self.s["u"] = self.momentum * self.s.get("u", 0.0) + d
@@ -111,7 +111,7 @@ class Outer:
         self.arrive()
         params = parameters(optimizer)
         sizes = [p.numel() for p in params.values()]
-        split = {word: dict(zip(params, (piece.clone() for piece in t.split(sizes)))) for word, t in self.s.items()}
+        split = {word: dict(zip(params, (piece.clone() for piece in torch.split(t, sizes)))) for word, t in self.s.items()}
         state[STATE] = {"step": torch.tensor(self.step), **split}
 
     def load(self, optimizer: Any, state: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class Run:
         self.model = nn.Sequential(nn.Linear(self.n, self.m, bias=False)).to(self.dtype)
         self.W0 = values(self.m, self.n, name="restarts W", std=0.3, dtype=self.dtype)
         with torch.no_grad():
-            self.model[0].weight.copy_(self.W0)
+            next(self.model.parameters()).copy_(self.W0)
         self.adapted = self.put()
         self.opt = self.adapted.optimizer(self.lr)
 
@@ -70,7 +70,7 @@ class Run:
 
     def step(self) -> None:
         self.opt.zero_grad()
-        self.loss(self.model(torch.eye(self.n, dtype=self.dtype)).mT).backward()
+        self.loss(self.model(torch.eye(self.n, dtype=self.dtype)).mT).backward()  # type: ignore[no-untyped-call]
         self.opt.step()
 
     def steps(self, count: int) -> Iterator[int]:
@@ -81,7 +81,7 @@ class Run:
     def memory(self) -> dict[str, Tensor]:
         """What the rule remembers."""
         found = self.opt.state_dict()["rules"]
-        return next(v["0"] for k, v in found.items() if k != "step")  # type: ignore[no-any-return]
+        return next(v["0"] for k, v in found.items() if k != "step")
 
 
 class Adam:
