@@ -69,7 +69,7 @@ def test_workers_add_up():
 
 
 def test_more_directions_than_there_are():
-    with pytest.raises(ShapeError, match="12 directions for all workers together; a 12 x 10 weight has 10"):
+    with pytest.raises(ShapeError, match="12 directions for all workers together; a weight .12, 10. has 10"):
         one(HDPiSSA(r=4, workers=3))
 
 

@@ -11,11 +11,11 @@ import deltaw
 from deltaw.errors import SpecError, StateMismatch
 from deltaw.methods import BitFit, DoRA, Drop, LoRA, VeRA
 from deltaw.methods.init.switchlora import SwitchLoRA as Start
-from deltaw.methods.init.switchlora import bounds
 from deltaw.methods.restarts import jagged_cosine
 from deltaw.methods.rules.periodic_lora import PeriodicLoRA
 from deltaw.methods.rules.relora import ReLoRA
 from deltaw.methods.rules.switchlora import SwitchLoRA
+from deltaw.methods.switching import bounds
 from deltaw.plan import Plan
 from deltaw.testing.closed import closed
 from deltaw.testing.restarts import Run
@@ -56,6 +56,7 @@ def across(run, act):
 
 LAW8 = [
     ("after_all", RELORA, {}),
+    ("after_all", RELORA, {"init": "pissa"}),
     *(("after_all", PeriodicLoRA(4, mu), {}) for mu in (0.0, 0.1, 0.7, 1.0)),
     ("before_all", SWITCH, SWITCHED),
 ]
@@ -444,3 +445,25 @@ def test_modules_trained_in_full_are_left_alone_and_tables_restart_as_they_start
     entry = adapted.entries()["0"]
     assert entry.moved == 2 and not entry.get("A").any() and entry.get("B").std() > 0.5
     assert any(not torch.equal(adapted.state()[k], t) for k, t in before.items() if k.startswith("1"))
+
+
+def test_both_ends_of_a_tied_weight_restart_together():
+    model = tiny_model().double()
+    adapted = deltaw.attach(
+        model, Plan(LoRA(r=2), targets=["embed_tokens", "lm_head"], rules=ReLoRA(2, restart_warmup=0))
+    )
+    opt, x = adapted.optimizer(1e-2), torch.arange(12).view(1, 12)
+    engine = events(opt)
+    for _ in range(3):
+        opt.zero_grad()
+        model(input_ids=x, labels=x).loss.backward()
+        opt.step()
+        with torch.no_grad():
+            before = model(input_ids=x).logits
+            engine.optimizer = opt
+            for rule, views in engine.rules:
+                engine.step = 2
+                rule.after_all(views)
+            torch.testing.assert_close(model(input_ids=x).logits, before, rtol=0, atol=1e-10)
+    (entry,) = adapted.entries().values()
+    assert entry.moved >= 6 and len(adapted.assignments) == 2

@@ -90,9 +90,8 @@ class Entry(nn.Module):
         for name, tensor in zip(OFFSET, (B, A)):
             if name not in self.own:
                 self.put(name, tensor, False)
-            else:
-                self.get(name).data = tensor
-        self.kept = None
+            else:  # another parameter: the other end of a tied weight sees it too
+                self.register_parameter(attribute(name), nn.Parameter(tensor, requires_grad=False))
 
     @torch.no_grad()
     def move(self, B: Tensor, A: Tensor) -> None:

@@ -111,7 +111,9 @@ class Outer:
         self.arrive()
         params = parameters(optimizer)
         sizes = [p.numel() for p in params.values()]
-        split = {word: dict(zip(params, (piece.clone() for piece in torch.split(t, sizes)))) for word, t in self.s.items()}
+        split = {
+            word: dict(zip(params, (piece.clone() for piece in torch.split(t, sizes)))) for word, t in self.s.items()
+        }
         state[STATE] = {"step": torch.tensor(self.step), **split}
 
     def load(self, optimizer: Any, state: dict[str, Any]) -> None:

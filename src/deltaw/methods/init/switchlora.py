@@ -6,18 +6,13 @@ from torch import Tensor
 
 from ...ops import Op, chain
 from ...spec import Start, Tensors
+from ..switching import bounds
 from . import init, two_factors
-
-
-def bounds(m: int, n: int, r: int) -> tuple[float, float]:
-    """Of A and B: sqrt 3 times (sqrt(m) r / n^1.5)^¼ sqrt(g) and (r / sqrt(m n))^¼ sqrt(g), g = 1 / sqrt 3."""
-    g = 3.0**-0.5
-    return (3.0 * g * (m**0.5 * r / n**1.5) ** 0.5) ** 0.5, (3.0 * g * (r / (m * n) ** 0.5) ** 0.5) ** 0.5
 
 
 @init(paper="arXiv:2406.06564", shifts=True)
 class SwitchLoRA:
-    """A ~ U(±a), B ~ U(±b), a and b as in `bounds`; the base gives up s B A, so step 0 is W (a constant, see pissa).
+    """A ~ U(±a), B ~ U(±b), a and b as in methods.switching.bounds; the base gives up s B A, so step 0 is W (a constant, see pissa).
 
     The law of the vectors that the rule `switchlora` switches in. Source: Zhou et al. 2024, their code.
     Trap: it is made for alpha = 1, s = 1 / r.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from ..init.switchlora import bounds
 from ..restarts import restarted
+from ..switching import bounds, hold
 from . import Rule, rule
 
 
@@ -64,7 +64,9 @@ class SwitchLoRA(Rule):
                 self.switch(view, "A", A, B, s, (slot + turn) % r, taken)
                 self.switch(view, "B", B.mT, A.mT, s, (slot + r // 2 + turn) % r, taken)
                 view.s["head"], view.s["slot"] = (view.s["head"] + c) % spare, (view.s["slot"] + c) % r
-            self.hold(view, A, B)
+            for name, axis in (("A", 0), ("B", 1)):  # a rest of full length has just begun
+                rest = view.s[f"rest.{name}"]
+                hold(view, name, axis, rest == self.rest, rest > 0)
 
     def switch(self, view: Any, name: str, t: Tensor, partner: Tensor, s: float, i: Tensor, taken: Tensor) -> None:
         """Rows i of t, which are rows of A or columns of B, against those of the pool."""
@@ -74,19 +76,6 @@ class SwitchLoRA(Rule):
         view.fold(*(pair if name == "A" else (pair[1].mT, pair[0].mT)))
         t[i], pool[taken.to(pool.device)] = new, old.to(pool)
         view.s[f"rest.{'B' if name == 'A' else 'A'}"][i.to(view.s["rest.A"].device)] = self.rest
-
-    def hold(self, view: Any, A: Tensor, B: Tensor) -> None:
-        """Partners: no state at the start of their rest, no gradient during it."""
-        for name, t, axis in (("A", A, 0), ("B", B, 1)):
-            rest, grad = view.s[f"rest.{name}"], t.grad
-            if (rest == self.rest).any():
-                entries = torch.arange(t.numel(), device=t.device).view_as(t)
-                view.set(
-                    name, t.detach(), entries.index_fill(axis, (rest == self.rest).nonzero().flatten().to(t.device), -1)
-                )
-                t.grad = grad
-            if grad is not None:
-                grad.index_fill_(axis, (rest > 0).nonzero().flatten().to(t.device), 0.0)
 
     def after_all(self, views: list[Any]) -> None:
         for view in restarted(views, "switchlora"):

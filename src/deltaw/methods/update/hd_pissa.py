@@ -10,18 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ShapeError
-from ...sites.watch import mean_of_processes, several
+from ..workers import Averaged, gather, place
 from . import NOTHING, About, update
-from .algebra import Adam, Plain, Rule, Step, SubOptimizer, matrices, signed
-
-
-def gather(t: Tensor) -> Tensor:
-    """(processes, ...): everybody's."""
-    if not several():
-        return t[None]
-    parts = [torch.empty_like(t) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, t.contiguous())
-    return torch.stack(parts)
+from .algebra import Adam, Rule, Step, SubOptimizer, matrices, signed
 
 
 @dataclass(frozen=True)
@@ -33,43 +24,29 @@ class Slices(Rule):
     s: float
 
     def frames(self, W: Tensor, name: str) -> dict[str, Tensor]:
-        """B (workers, m, r), A (workers, r, n) of this process's slices."""
-        first = self.workers * torch.distributed.get_rank() if several() else 0
-        total = self.workers * (torch.distributed.get_world_size() if several() else 1) * self.r
-        if total > min(W.shape):
+        """B (K, m, r), A (K, r, n) of all K workers: each process sends the slices that are its own."""
+        (rank, size), w = place(), self.workers
+        if size * w * self.r > min(W.shape):
             raise ShapeError(
-                f"{name}: {total} directions for all workers together; a {W.shape[0]} x {W.shape[1]} weight has {min(W.shape)}"
+                f"{name}: {size * w * self.r} directions for all workers together; a weight {tuple(W.shape)} has {min(W.shape)}"
             )
         U, S, V = torch.linalg.svd(W.to(torch.promote_types(W.dtype, torch.float32)), full_matrices=False)
-        V = V * (signed(U) * U).sum(0).sign()[:, None]
-        B, A = signed(U) * S.sqrt(), S.sqrt()[:, None] * V
-        mine = slice(first * self.r, (first + self.workers) * self.r)
-        return {
-            "B": B[:, mine].unflatten(1, (-1, self.r)).movedim(1, 0).contiguous(),
-            "A": A[mine].unflatten(0, (-1, self.r)).contiguous(),
-        }
+        sign, mine = (signed(U) * U).sum(0).sign(), slice(rank * w * self.r, (rank + 1) * w * self.r)
+        B, A = (U * sign * S.sqrt())[:, mine], ((sign * S.sqrt())[:, None] * V)[mine]
+        return {"B": gather(B.unflatten(1, (w, -1)).movedim(1, 0).contiguous()), "A": gather(A.unflatten(0, (w, -1)))}
 
     def step(self, p: dict[str, Tensor], g: dict[str, Tensor], state: dict[str, dict[str, Any]], now: Step) -> None:
-        W, s, lr = p["W"], state["W"], now.lr["W"]
+        W, s, lr, first = p["W"], state["W"], now.lr["W"], place()[0] * self.workers
         if "frame" not in s:
-            own = self.frames(W, now.name)
-            s |= {"frame": {k: gather(t).flatten(0, 1) for k, t in own.items()}, "A": {}, "B": {}}
-        frame, first = s["frame"], self.workers * (torch.distributed.get_rank() if several() else 0)
-        G, mine = g["W"].to(frame["B"].dtype), slice(first, first + self.workers)
-        move = {}
-        for k, C in (("A", frame["B"][mine].mT @ G), ("B", G @ frame["A"][mine].mT)):
+            s |= {"frame": self.frames(W, now.name), "A": {}, "B": {}}
+        B, A = s["frame"]["B"], s["frame"]["A"]
+        G, mine, move = g["W"].to(B.dtype), slice(first, first + self.workers), {}
+        for k, C in (("A", B[mine].mT @ G), ("B", G @ A[mine].mT)):
             U, gain = Adam()(self.s * C, s[k])
-            move[k] = gather(lr * gain * U).flatten(0, 1)
+            move[k] = gather(lr * gain * U)
         W.mul_(1 - lr * now.decay["W"])
-        new = torch.cat([frame["B"] - move["B"], -move["B"]]), torch.cat([-move["A"], frame["A"]])
-        W.add_((new[0].movedim(0, 1).flatten(1) @ new[1].flatten(0, 1)).to(W))
-
-
-class Averaged(Plain):
-    """AdamW on the mean gradient of the processes, which no DDP has formed."""
-
-    def step(self, p: dict[str, Tensor], g: dict[str, Tensor], state: dict[str, dict[str, Any]], now: Step) -> None:
-        super().step(p, {k: mean_of_processes(t.clone()) for k, t in g.items()} if several() else g, state, now)
+        left, right = torch.cat([B - move["B"], -move["B"]]), torch.cat([-move["A"], A])  # (B - dB)(-dA) + (-dB) A
+        W.add_((left.movedim(0, 1).flatten(1) @ right.flatten(0, 1)).to(W))
 
 
 @update(paper="arXiv:2505.18777")
