@@ -1,0 +1,62 @@
+"""AltLoRA+: AltLoRA with Adam's second moment on the coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from . import update
+from .algebra import Carry, Draw, Inner, Move
+from .algebra.carries import Movement
+from .algebra.inners import Numbers, count, mean
+from .algebra.pair import Factor, Pair, PairUpdate
+
+
+@dataclass(frozen=True)
+class Lend(Carry):
+    """The next direction is made with the moved momentum; the one that is kept has not moved."""
+
+    def __call__(self, inner: Inner, s: Numbers, move: Movement, draw: Draw) -> None:
+        s["lent"] = move(s["m"])
+
+
+@dataclass(frozen=True)
+class Plus(Inner):
+    """U = (b1 m + (1 - b1) C) / (sqrt v + eps), gain 1 / (1 - b1ᵗ): v has no bias correction."""
+
+    betas: tuple[float, float]
+    eps: float
+    first: ClassVar[tuple[str, ...]] = ("m",)
+
+    def __call__(self, C: Tensor, s: Numbers) -> tuple[Tensor, float]:
+        (b1, b2), t, lent = self.betas, count(s), s.pop("lent", None)
+        m = mean(s, "m", b1, C)
+        U = m if lent is None else lent * b1 + C * (1 - b1)
+        return U / mean(s, "v", b2, C * C).sqrt().add_(self.eps), 1 / (1 - b1**t)
+
+
+@update(paper="arXiv:2505.12455")
+class AltLoRAPlus(PairUpdate):
+    """As `altlora`, with M / (sqrt V + eps) for M, V <- b2 V + (1 - b2) g² of the preconditioned gradients g, as it is when the frame moves.
+
+    State: `altlora`'s and V; 3 r (m + n). V is elementwise, so the basis of A and B matters. Source: Yu et al. 2025 and their code,
+    whose V has no bias correction. Trap: their code makes the step with the transported momentum and stores the untransported
+    one: store="reference". The default stores what the step used, as `altlora` does.
+    """
+
+    betas: tuple[float, float] = (0.999, 0.98)
+    eps: float = 1e-6
+    delta: float = 1e-3
+    store: Literal["transported", "reference"] = "transported"
+    order: Literal["sequential", "turns"] = "sequential"
+    weight_decay: float = 1e-5
+
+    def rule(self, s: float) -> Pair:
+        carry = Move() if self.store == "transported" else Lend()
+        return Pair(Factor(1.0, self.delta, s), Plus(self.betas, self.eps), carry, self.order, decay="after")
+
+    def floats(self, m: int, n: int, r: int) -> int:
+        """Numbers of optimiser state for A (r, n) and B (m, r): two moments and previous factors."""
+        return 3 * r * (m + n)
