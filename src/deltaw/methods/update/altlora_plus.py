@@ -39,11 +39,10 @@ class Plus(Inner):
 
 @update(paper="arXiv:2505.12455")
 class AltLoRAPlus(PairUpdate):
-    """As `altlora`, with M / (sqrt V + eps) for M, V <- b2 V + (1 - b2) g² of the preconditioned gradients g, as it is when the frame moves.
+    """`altlora`'s step with M / (sqrt V + eps) for M, V <- b2 V + (1 - b2) g² of the preconditioned gradients, left as it is as the frame moves.
 
-    State: `altlora`'s and V; 3 r (m + n). V is elementwise, so the basis of A and B matters. Source: Yu et al. 2025 and their code,
-    whose V has no bias correction. Trap: their code makes the step with the transported momentum and stores the untransported
-    one: store="reference". The default stores what the step used, as `altlora` does.
+    State: `altlora`'s and V, 3 r (m + n). V is elementwise, so the basis of A and B matters, and has no bias correction. Source: Yu et al. 2025
+    and their code. Trap: that steps with the transported momentum and stores the untransported one: store="reference".
     """
 
     betas: tuple[float, float] = (0.999, 0.98)
@@ -54,8 +53,8 @@ class AltLoRAPlus(PairUpdate):
     weight_decay: float = 1e-5
 
     def rule(self, s: float) -> Pair:
-        carry = Move() if self.store == "transported" else Lend()
-        return Pair(Factor(1.0, self.delta, s), Plus(self.betas, self.eps), carry, self.order, decay="after")
+        carry, inner = Move() if self.store == "transported" else Lend(), Plus(self.betas, self.eps)
+        return Pair(Factor(1.0, self.delta, s), inner, carry, self.order, decay="after")
 
     def floats(self, m: int, n: int, r: int) -> int:
         """Numbers of optimiser state for A (r, n) and B (m, r): two moments and previous factors."""

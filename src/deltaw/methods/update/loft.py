@@ -13,8 +13,9 @@ class LoFT(PairUpdate):
 
     Moments follow the factors: M <- R M, V_j <- R V_j Rᵀ, R = B⁺ B_old. One factor moves a step, B first; the moments of both see every
     gradient. With r = min(m, n) it is Adam on W. State: r (m + n) (2 + r). F is made in pieces of 2²² numbers at most.
-    Source: Tastan et al. 2025 and their code, less its transport of V, which has R and Rᵀ exchanged and so is not the square of
-    transported gradients, and its weight decay without lr; s = 1 there. Trap: eps is 1e-4, of the size of gradients of W.
+    Source: Tastan et al. 2025 and their code, less three things: its transport of V has R and Rᵀ exchanged, so that V is not the
+    square of what was transported; its B is seen in the frame of the A just written, of which its gradient is not; its weight decay
+    lacks lr. s = 1 there. Trap: eps = 1e-4 is added to what has the size of gradients of W.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)

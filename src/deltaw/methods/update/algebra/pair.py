@@ -8,7 +8,7 @@ written for a factor F (r, d) with the other one as Y (e, r): F = A, Y = B; for 
         F <- F - lr U
     order: joint        both directions are computed with the factors before the step
            sequential   A, then B with the new A (and the gradient of the old one)
-           alternate    one of them a step, B first; the moments of both see every gradient
+           alternate    one of them a step, B first; the moments of both see every gradient, in the frames before the step
            turns        one of them a step, B first; the other's gradient is not looked at
 
 kappa = 0 is plain LoRA. kappa = 1 makes s Y C the projection of G = dL/dW' on what Y spans, whatever basis Y is in and whatever s is.
@@ -126,7 +126,7 @@ class Pair(Rule):
             if isinstance(self.inner, Lifted):
                 U, gain = self.inner.lifted(self.frame, f, inner)
             writes.append((role, f, U, -now.lr[role] * gain))
-            if self.order != "joint":
+            if self.order == "sequential":
                 self._write(p, now, *writes.pop())
         for write in writes:
             self._write(p, now, *write)

@@ -17,11 +17,11 @@ def closed(rule: LoFT, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s
     old: dict[str, Tensor] = {}
     D, (b1, b2) = rule.delta * torch.eye(3, dtype=torch.float64), rule.betas
     for t in range(1, steps + 1):
-        g = grad(p)
+        g, now = grad(p), dict(p)
         for k in (site + "." + w for w in "AB" for site in ("wide", "tall")):
             turn = k[-1] == "AB"[t % 2]  # B in the first step
             flip = (lambda x: x) if k[-1] == "A" else (lambda x: x.T)  # B is A of the transposed weight
-            Y = flip(p[k[:-1] + ("B" if k[-1] == "A" else "A")])
+            Y = flip(now[k[:-1] + ("B" if k[-1] == "A" else "A")])
             pinv = torch.linalg.inv(Y.T @ Y + D) @ Y.T
             if seen[k]:
                 seen[k] = [pinv @ old[k] @ c for c in seen[k]]
