@@ -33,16 +33,17 @@ class Plus(Inner):
     def __call__(self, C: Tensor, s: Numbers) -> tuple[Tensor, float]:
         (b1, b2), t, lent = self.betas, count(s), s.pop("lent", None)
         m = mean(s, "m", b1, C)
-        U = m if lent is None else lent * b1 + C * (1 - b1)
-        return U / mean(s, "v", b2, C * C).sqrt().add_(self.eps), 1 / (1 - b1**t)
+        return (m if lent is None else lent * b1 + C * (1 - b1)) / mean(s, "v", b2, C * C).sqrt().add_(self.eps), 1 / (
+            1 - b1**t
+        )
 
 
 @update(paper="arXiv:2505.12455")
 class AltLoRAPlus(PairUpdate):
-    """`altlora`'s step with M / (sqrt V + eps) for M, V <- b2 V + (1 - b2) g² of the preconditioned gradients, left as it is as the frame moves.
+    """`altlora` with the step M / (sqrt V + eps), V <- b2 V + (1 - b2) g² of the preconditioned gradients g, not carried as the frame moves.
 
-    State: `altlora`'s and V, 3 r (m + n). V is elementwise, so the basis of A and B matters, and has no bias correction. Source: Yu et al. 2025
-    and their code. Trap: that steps with the transported momentum and stores the untransported one: store="reference".
+    State: `altlora`'s and V, 3 r (m + n). V is elementwise: the basis of A and B matters. Source: Yu et al. 2025 and their code. Trap: that
+    steps with the transported momentum and stores the untransported one, store="reference"; its V has no bias correction.
     """
 
     betas: tuple[float, float] = (0.999, 0.98)
