@@ -8,18 +8,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from . import update
-from .algebra import Carry, Draw, Inner, Move
-from .algebra.carries import Movement
+from .algebra import Inner, Move
 from .algebra.inners import Numbers, count, mean
-from .algebra.pair import Factor, Pair, PairUpdate
-
-
-@dataclass(frozen=True)
-class Lend(Carry):
-    """The next direction is made with the moved momentum; the one that is kept has not moved."""
-
-    def __call__(self, inner: Inner, s: Numbers, move: Movement, draw: Draw) -> None:
-        s["lent"] = move(s["m"])
+from .algebra.pair import Factor, Lend, Pair, PairUpdate
 
 
 @dataclass(frozen=True)

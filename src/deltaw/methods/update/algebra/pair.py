@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ....errors import SpecError
 from .. import NOTHING, About
-from .carries import Carry, Keep
+from .carries import Carry, Keep, Movement
 from .draw import Draw
 from .frames import Frame, Numbers
 from .inners import Inner
@@ -80,6 +80,14 @@ class Factor(Frame):
     def add(self, f: Numbers, W: Tensor, C: Tensor, alpha: float) -> None:
         """F <- F + alpha C: the step is one of the factor, not of W'."""
         W.add_(C.to(W), alpha=alpha)
+
+
+@dataclass(frozen=True)
+class Lend(Carry):
+    """The next direction is made with a moved first moment, "lent" in the state; the one that is kept has not moved."""
+
+    def __call__(self, inner: Inner, s: Numbers, move: Movement, draw: Draw) -> None:
+        s["lent"] = move(s["m"])
 
 
 class Lifted(Inner):
