@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 import deltaw
 from deltaw.errors import SpecError
 from deltaw.methods import DoRA, LoRA, LoRAFA, LoRAGGPO, VeRA
 from deltaw.methods.perturbed import Noise, gaussian
 from deltaw.plan import Plan
+from deltaw.testing.closed import closed
 from deltaw.testing.tiny import Tiny, settle, values
 
 
@@ -54,32 +54,23 @@ def test_the_noise_is_one_matrix_in_pieces(monkeypatch):
     assert ((N.std(1) / tau - 1).abs() < 0.25).all() and abs((N / tau[:, None]).std() - 1) < 0.01
 
 
-def test_training_adds_the_noise_of_the_formula_and_evaluation_none():
-    net = nn.Sequential(nn.Linear(7, 5, dtype=torch.float64))
-    adapted = deltaw.attach(net, Plan(LoRAGGPO(LoRA(r=3, alpha=6.0), sigma=0.3, beta=0.5), targets=["0"]))
-    p, x = adapted.state(), values(9, 7, name="x")
-    with torch.no_grad():
-        p["0.A"].copy_(values(3, 7, name="A")), p["0.B"].copy_(values(5, 3, name="B"))
-    net.train()
-    opt = adapted.optimizer(lr=0.0)
-    assert not p["0.tau"].any()  # no noise in the first step
-    net(x).pow(3).sum().backward()
-    dA, dB, A, B = p["0.A"].grad, p["0.B"].grad, p["0.A"].detach(), p["0.B"].detach()
-    key = int(p["0.key"])
-    opt.step()
-    assert int(p["0.key"]) != key
-    proxy = (2.0 * (B @ dA + dB @ A)).norm(dim=1)
-    V = net[0].weight + 2.0 * B @ A
-    tau = ((0.3 * V.norm(dim=1)).square() + (0.5 * proxy).square()).sqrt() / 5**0.5
-    torch.testing.assert_close(p["0.tau"].detach(), tau)
-    N = Noise(tau, 7, p["0.key"]).dense()
-    torch.testing.assert_close(net(x), x @ (V + N).mT + net[0].bias)
-    net.eval()
-    torch.testing.assert_close(net(x), x @ V.mT + net[0].bias)
-    net.train()
-    torch.testing.assert_close(adapted.merge().model().get_submodule("0").weight, V)  # exports, in training mode too
-    lora = adapted.to_lora()
-    assert lora.rank == 3
+def test_rows_are_as_noisy_as_the_formula_says():
+    assert closed("rules", "lora_ggpo").check()
+
+
+def test_training_adds_the_noise_and_evaluation_none():
+    model, adapted = put()
+    stepped(model, adapted.optimizer(1e-2), 0)
+    p = {k.rpartition(".")[2]: t.detach() for k, t in adapted.state().items() if k.startswith("blocks.0.sq.")}
+    site, x = model.blocks[0].sq, values(9, 16, name="x")
+    V, N = site.weight + 2.0 * p["B"] @ p["A"], Noise(p["tau"], 16, p["key"]).dense()
+    assert N.norm() > 0.01 * V.norm()
+    torch.testing.assert_close(site(x), x @ (V + N).mT + site.bias)
+    merged = adapted.merge().model().get_submodule("blocks.0.sq").weight  # exports have none, in training mode too
+    torch.testing.assert_close(merged, V)
+    assert adapted.to_lora().rank == 3
+    model.eval()
+    torch.testing.assert_close(site(x), x @ V.mT + site.bias)
 
 
 def test_without_sigma_and_beta_it_is_lora():

@@ -18,7 +18,7 @@ class RowNoise(Rule):
     """After a step tau_i = sqrt(sigma² |V_i|² + beta² |G_i|²) / sqrt m, V (m, n) the weight now, G = s (B dL/dA + dL/dB A) with the factors
     and gradients before it; key <- the next one.
 
-    |G_i| comes from a 2r x 2r Gram matrix. tau and key are tensors of the adapter, so that a resumed run goes on with them;
+    |G_i| comes from a 2r x 2r Gram matrix; V is made once a step. tau and key are tensors of the adapter, so that a resumed run goes on with them;
     micro-batches of one step, and a forward that is run again in the backward pass, have the same noise.
     """
 

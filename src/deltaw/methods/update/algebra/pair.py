@@ -126,7 +126,12 @@ class Pair(Rule):
             inner = s.setdefault("inner", {})
             if not isinstance(self.carry, Keep):
                 if "old" in s:
-                    self.carry(self.inner, inner, partial(self.frame.move, {"Y": s["old"]}, f), now.draw(role, 0))
+                    self.carry(
+                        self.inner,
+                        inner,
+                        partial(self.frame.move, {"Y": s["old"]}, f),
+                        now.draw(role, int(inner.get("step", 0))),
+                    )
                 s["old"] = f["Y"]
             U, gain = self.inner(self.frame.down(f, G), inner)
             if role not in moved:
