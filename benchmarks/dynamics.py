@@ -107,15 +107,18 @@ LORA = {"key": "lora", "alpha": 32.0}  # r is filled in from the task's size, an
 CONTENDERS: dict[str, dict[str, dict[str, Any]]] = {
     "pretrain": {
         "adamw": whole("adamw"),
-        **{k: whole(k) for k in ("galore", "galore2", "galore_plus", "fira", "frugal", "flora", "osd", "sara", "badam", "apollo", "ldadam", "gradnormlorp")},
+        **{k: whole(k) for k in ("galore", "galore2", "fira", "frugal", "flora", "sara", "apollo", "ldadam", "gradnormlorp")},
+        "galore_plus": whole({"key": "galore_plus", "heads": 4, "kv_heads": 4, "warmup": 20}),
+        "osd": whole({"key": "osd", "rate": 1 / 60}),
+        "badam": whole({"key": "badam", "every": 10}),
         "lora": adapter(LORA),
-        "relora": adapter(LORA, rules=["relora"]),
-        "switchlora": adapter(LORA, rules=["switchlora"]),
+        "relora": adapter(LORA, rules=[{"key": "relora", "restart_warmup": 10}]),
+        "switchlora": adapter(LORA, rules=[{"key": "switchlora", "every": 10, "decay": 240}]),
         "periodic_lora": adapter(LORA, rules=["periodic_lora"]),
         "low_rank": adapter({"key": "low_rank", "alpha": 32.0}),
         "lowrank_refactor": adapter({"key": "low_rank", "alpha": 32.0}, rules=["lowrank_refactor"]),
         "sltrain": adapter({"key": "sltrain", "alpha": 32.0}),
-        "sst": adapter("sst"),
+        "sst": adapter({"key": "sst", "every": 20, "warmup": 4}),
         "trp": adapter({"key": "trp", "energy": 0.99, "every": 20}),
         "dlrt": adapter({"key": "dlrt", "r_max": 64}, update={"key": "dlrt", "inner": "adam", "theta": 0.03}),
     },
@@ -289,12 +292,12 @@ def put_on(model: Any, config: dict[str, Any], rate: float, seed: int, text: Tex
 
 
 def attached(model: Any, plan: Any, seed: int, text: Text) -> Any:
-    """Attach; an init that looks at gradients or inputs gets eight batches of the training text (of another order than training's)."""
+    """Attach; an init that looks at gradients or inputs sees eight batches of the training text, other ones than the training."""
     if plan.init is None or plan.init.needs <= {"weight"}:
         return deltaw.attach(model, plan)
     random = torch.Generator().manual_seed(seed + 10_000)
-    batches = [text.batch(random) for _ in range(8)]
-    return deltaw.attach(model, plan, probe=[{"input_ids": b[:, :-1], "labels": b[:, :-1]} for b in batches])
+    batches = [{"input_ids": ids, "labels": ids} for ids in (text.batch(random) for _ in range(8))]
+    return deltaw.attach(model, plan, stats=deltaw.probe(model, batches, plan))
 
 
 def rate_at(step: int, steps: int) -> float:

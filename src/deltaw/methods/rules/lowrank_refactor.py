@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,28 +28,32 @@ class Refactor(Rule):
     Both start with fresh moments and counters then, since the old ones belong to other coordinates, and the next `recovery`
     steps go 0.001, ..., 1 of the way (linearly). Source: Glentis et al. 2025; the way back as in its code, periods, and
     whether second moments are reset too, are our reading: the code there has neither trick.
-    Trap: nothing happens where the ranks do not fit (r above m or n): refused.
+    Trap: modules that are trained in full beside the products keep their moments and their rate.
     """
 
     every: int = 200
     recovery: int = 10
 
     def start(self, view: View) -> dict[str, Tensor]:
-        A, B = (getattr(view.p, k, None) for k in "AB")
-        if A is None or B is None or A.dim() != 2 or B.dim() != 2 or B.shape[1] != A.shape[0]:
-            raise SpecError(f"{view.name}: refactoring is for a product B A of two factors; found {view.method}")
-        if A.shape[0] > min(A.shape[1], B.shape[0]):
-            raise SpecError(
-                f"{view.name}: r = {A.shape[0]} factors of a {B.shape[0]} x {A.shape[1]} product cannot be balanced"
-            )
+        if not {"A", "B"} <= set(view.p.names()):
+            return {}  # a module that is trained as it is, beside the products
+        A, B = view.p.A, view.p.B
+        if A.dim() != 2 or B.dim() != 2 or B.shape[1] != A.shape[0] or A.shape[0] > min(A.shape[1], B.shape[0]):
+            raise SpecError(f"{view.name}: only a product B A of rank r <= m, n can be balanced; found {view.method}")
         return {"since": torch.tensor(self.recovery)}
 
-    def before(self, view: View) -> None:
-        if (done := int(view.s["since"])) < self.recovery:
-            for name in "AB":
-                view.damp(name, 0.001 + 0.999 * done / max(self.recovery - 1, 1))
+    def before_all(self, views: list[Any]) -> None:
+        products = [view for view in views if "since" in view.s]
+        if not products:
+            raise SpecError(f"lowrank_refactor is for products B A; {views[0].method} at {views[0].name} has none")
+        for view in products:
+            if (done := int(view.s["since"])) < self.recovery:
+                for name in "AB":
+                    view.damp(name, 0.001 + 0.999 * done / max(self.recovery - 1, 1))
 
     def after(self, view: View) -> None:
+        if "since" not in view.s:
+            return
         view.s["since"] += 1
         if view.step % self.every == 0:
             for name, t in zip("BA", balanced(view.p.B, view.p.A)):

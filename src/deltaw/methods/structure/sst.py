@@ -9,7 +9,6 @@ from torch import Tensor, int64
 from ...ops import Op, chain
 from ...spec import RULES, Declared, Method, Param, Start, Tensors, last, method
 
-
 CLAIM = "closes 97 % of the gap in perplexity between other low-rank methods and full-rank training at 1.3B"
 
 

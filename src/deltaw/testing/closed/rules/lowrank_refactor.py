@@ -20,7 +20,9 @@ def check() -> str:
     method: Any = METHODS["low_rank"](r=R, alpha=3.0)  # type: ignore[call-arg]
     model = settle(One(M, N, bias=False), torch.float64)
     x, y = values(7, N, name="x"), values(7, M, name="y")
-    adapted = attach(model, Plan(method, targets=["blocks.0"], rules=RULES["lowrank_refactor"](every=EVERY, recovery=BACK)))
+    adapted = attach(
+        model, Plan(method, targets=["blocks.0"], rules=RULES["lowrank_refactor"](every=EVERY, recovery=BACK))
+    )
     optimizer, entry = adapted.optimizer(RATE), adapted.entries()["blocks.0"]
     A, B = (entry.get(k).detach().clone() for k in "AB")
     s, state, since = 1.5, ({}, {}), BACK
@@ -36,6 +38,8 @@ def check() -> str:
             U, S, V = torch.linalg.svd(B @ A, full_matrices=False)
             B, A = U[:, :R] @ torch.diag(S[:R].sqrt()), torch.diag(S[:R].sqrt()) @ V[:R]
             state, since = ({}, {}), 0
-            close(f"BᵀB after step {step}", entry.get("B").mT @ entry.get("B"), entry.get("A") @ entry.get("A").mT, 1e-9)
+            close(
+                f"BᵀB after step {step}", entry.get("B").mT @ entry.get("B"), entry.get("A") @ entry.get("A").mT, 1e-9
+            )
         close(f"B A after step {step}", entry.get("B") @ entry.get("A"), B @ A, 1e-8)
     return f"{STEPS} steps, {STEPS // EVERY} times refactored"

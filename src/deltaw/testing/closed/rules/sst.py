@@ -14,7 +14,15 @@ from ...laws.base import close, must
 from ...tiny import One, settle, values
 from ..update.galore import adam
 
-M, N, R, EVERY, WARM, STEPS, RATE = 6, 5, 2, 4, 2, 14, 3e-2  # a turn at 4, 8, 12; ceil(5 / 2) = 3: the third decomposes anew
+M, N, R, EVERY, WARM, STEPS, RATE = (
+    6,
+    5,
+    2,
+    4,
+    2,
+    14,
+    3e-2,
+)  # a turn at 4, 8, 12; ceil(5 / 2) = 3: the third decomposes anew
 
 
 def check() -> str:
