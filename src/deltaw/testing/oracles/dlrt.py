@@ -19,7 +19,7 @@ class Layer(torch.autograd.Function):
         return x @ (U @ S @ V.mT).mT
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         x, U, S, V = ctx.saved_tensors
         G = torch.einsum("...m,...n->mn", g, x)
         return g @ (U @ S @ V.mT), G @ V, U.mT @ G @ V, G.mT @ U

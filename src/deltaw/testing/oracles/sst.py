@@ -27,7 +27,7 @@ class Layer(torch.autograd.Function):
         return x @ (left @ torch.diag(S) @ right).mT
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         x, S, u, v, U, V, chosen = ctx.saved_tensors
         left, right = whole(U, V, u, v, chosen)
         G = torch.einsum("...m,...n->mn", g, x)

@@ -68,7 +68,7 @@ class OnS(Rule):
 
 
 class KlsOptimizer(SubOptimizer):
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """closure (zero the gradients, forward, backward, return the loss): a whole step, two evaluations of it; the loss
         of the first. Without one: the next half, with the gradients that are there."""
         loss = super().step(closure)

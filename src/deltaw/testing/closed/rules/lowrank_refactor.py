@@ -25,7 +25,8 @@ def check() -> str:
     )
     optimizer, entry = adapted.optimizer(RATE), adapted.entries()["blocks.0"]
     A, B = (entry.get(k).detach().clone() for k in "AB")
-    s, state, since = 1.5, ({}, {}), BACK
+    s, since = 1.5, BACK
+    state: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()

@@ -34,7 +34,7 @@ def check() -> str:
         if step % EVERY == 0:
             U, S, V = torch.linalg.svd(W, full_matrices=False)
             k = next(k for k in range(1, N + 1) if (S[:k] ** 2).sum() >= ENERGY * (S**2).sum())
-            W, push = sum(S[i] * torch.outer(U[:, i], V[i]) for i in range(k)), U[:, :k] @ V[:k]  # type: ignore[assignment]
+            W, push = sum(S[i] * torch.outer(U[:, i], V[i]) for i in range(k)), U[:, :k] @ V[:k]
             ranks.append(k)
         close(f"W after step {step}", D, W, 1e-9)
     must(ranks[0] < N, f"nothing was cut: ranks {ranks}")
