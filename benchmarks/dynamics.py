@@ -1,6 +1,7 @@
 """How weights are trained: a tiny Llama from scratch, and one that is adapted to another text, by many update rules.
 
     python benchmarks/dynamics.py run [--tasks pretrain,finetune] [--contenders adamw,galore,...] [--jobs 2] [--quick] [--out DIR]
+    (what the day's record has already is not run again: an interrupted run goes on)
     python benchmarks/dynamics.py merge A.json B.json   # one record of runs that were made apart, alike but in their contenders
     python benchmarks/dynamics.py report                # docs/dynamics.md and its pictures, from the newest records
 
@@ -105,7 +106,7 @@ def adapter(method: Any, **plan: Any) -> dict[str, Any]:
     return {"kind": "adapter", "plan": {"method": method, **plan}}
 
 
-LORA = {"key": "lora", "alpha": 32.0}  # r is filled in from the task's size, and so is every other `r` and `every` that is left open
+LORA = {"key": "lora", "alpha": 32.0}  # r is filled in from the task's size, as every `r`, `every` and `restart_warmup` that is left open
 CONTENDERS: dict[str, dict[str, dict[str, Any]]] = {
     "pretrain": {
         "adamw": whole("adamw"),
@@ -114,7 +115,7 @@ CONTENDERS: dict[str, dict[str, dict[str, Any]]] = {
         "osd": whole({"key": "osd", "rate": 1 / 60}),
         "badam": whole({"key": "badam", "every": 10}),
         "lora": adapter(LORA),
-        "relora": adapter(LORA, rules=[{"key": "relora", "restart_warmup": 10}]),
+        "relora": adapter(LORA, rules=["relora"]),
         "switchlora": adapter(LORA, rules=[{"key": "switchlora", "every": 10, "decay": 240}]),
         "periodic_lora": adapter(LORA, rules=["periodic_lora"]),
         "low_rank": adapter({"key": "low_rank", "alpha": 32.0}),
@@ -266,7 +267,8 @@ def sized(config: Any, registry: Any, size: Size) -> Any:
     """A key or a configuration with this task's rank and period where they are left open and the class has such fields."""
     config = {"key": config} if isinstance(config, str) else config
     names = {f.name for f in dataclasses.fields(registry[config["key"]])}
-    return {**{k: v for k, v in (("r", size.r), ("every", size.every)) if k in names and v}, **config}
+    fitting = {"r": size.r, "every": size.every, "restart_warmup": size.every // 6}
+    return {**{k: v for k, v in fitting.items() if k in names and v}, **config}
 
 
 def settled(config: dict[str, Any], task: str, size: Size) -> dict[str, Any]:
@@ -414,7 +416,7 @@ def measure(task: str, names: list[str], quick: bool, seeds: int, jobs: int, out
         "what": "dynamics", "task": task, "date": today, "quick": quick, "seeds": list(range(1, seeds + 1)), "model": MODEL,
         "size": dataclasses.asdict(dataclasses.replace(sizes[task], seeds=tuple(range(1, seeds + 1)))), "text": digest(task),
         "bytes": {k: len(v) for k, v in parts(task).items()}, "base": None, "machine": machine(), "versions": versions(), "threads": 1,
-        "jobs": jobs, "load_before": load_average(), "contenders": {}, "skipped": {},
+        "sessions": [], "contenders": {}, "skipped": {},
     }  # fmt: skip
     if task == "finetune":
         torch.set_num_threads(1)
@@ -426,10 +428,18 @@ def measure(task: str, names: list[str], quick: bool, seeds: int, jobs: int, out
             "test_english": score(made, Text("pretrain", sizes["base"]).windows("test", sizes["base"].test)),
         }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        old = json.loads(path.read_text())
+        if odd := differing(json.loads(json.dumps(record)), old):
+            raise SystemExit(f"{path} was made with another {', '.join(odd)}: move it away, or use --out")
+        record |= {k: old[k] for k in OWN}
+    names = [n for n in names if n not in record["contenders"]]
+    session = {"date": today, "jobs": jobs, "load_before": load_average(), "load_after": None, "contenders": names}
+    record["sessions"].append(session)
     lock = threading.Lock()
 
     def write() -> None:
-        record["load_after"] = load_average()
+        session["load_after"] = load_average()
         with tempfile.NamedTemporaryFile("w", dir=out, delete=False) as file:
             file.write(json.dumps(record, indent=1) + "\n")
         os.chmod(file.name, 0o644)
@@ -444,6 +454,7 @@ def measure(task: str, names: list[str], quick: bool, seeds: int, jobs: int, out
             lines = done.stderr.strip().splitlines() or ["(nothing was said)"]
             note = f"failed: {lines[-1][:300]}" if done.returncode else json.loads(done.stdout.strip().splitlines()[-1])
         with lock:
+            record["skipped"].pop(name, None)
             record["skipped" if isinstance(note, str) else "contenders"][name] = note
             print(f"{task:9s} {name:17s} {note if isinstance(note, str) else summary(note)}", flush=True)
             write()
@@ -452,6 +463,13 @@ def measure(task: str, names: list[str], quick: bool, seeds: int, jobs: int, out
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         list(pool.map(contend, names))
     return path
+
+
+OWN = ("contenders", "skipped", "date", "sessions")  # in which records that can be merged may differ
+
+
+def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    return sorted(k for k in (a.keys() | b.keys()) - set(OWN) if a.get(k) != b.get(k))
 
 
 def summary(found: dict[str, Any]) -> str:
@@ -463,12 +481,10 @@ def merged(paths: list[Path], out: Path = RESULTS) -> Path:
     """One record out of several of the same task; a contender counts where it stands first."""
     records = [json.loads(p.read_text()) for p in paths]
     first = records[0]
-    own = {"contenders", "skipped", "date", "jobs", "load_before", "load_after", "made_of"}
     for path, record in zip(paths, records):
-        if odd := sorted(k for k in (first.keys() | record.keys()) - own if record.get(k) != first.get(k)):
+        if odd := differing(record, first):
             raise SystemExit(f"{path} differs from {paths[0]} in {', '.join(odd)}")
-    whole_ = {**first, "date": datetime.date.today().isoformat(), "contenders": {}, "skipped": {}}
-    whole_["made_of"] = [{k: r[k] for k in ("date", "jobs", "load_before", "load_after")} | {"contenders": list(r["contenders"])} for r in records]
+    whole_ = {**first, "date": datetime.date.today().isoformat(), "contenders": {}, "skipped": {}, "sessions": sum((r["sessions"] for r in records), [])}
     for word in ("contenders", "skipped"):
         for record in records:
             for name, found in record[word].items():
@@ -610,8 +626,7 @@ def picture(record: dict[str, Any]) -> str:
 
 
 def made(record: dict[str, Any]) -> str:
-    found = record.get("made_of", [record])
-    return "; ".join(f"{r['date']}, {r['jobs']} processes at a time, load {r['load_before']} before and {r['load_after']} after" for r in found)
+    return "; ".join(f"{s['date']}, {s['jobs']} at a time, load {s['load_before']} before and {s['load_after']} after" for s in record["sessions"])
 
 
 def section(record: dict[str, Any], image: str, source: str) -> list[str]:

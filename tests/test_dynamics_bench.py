@@ -123,8 +123,9 @@ def fake(script, task, losses):
 
     return {
         "what": "dynamics", "task": task, "date": "2026-01-01", "quick": False, "seeds": [1, 2, 3], "model": script.MODEL, "base": None,
-        "size": script.dataclasses.asdict(size), "text": "abc", "bytes": {"train": 1}, "machine": {"cpu": "a cpu"}, "threads": 1, "jobs": 1,
-        "versions": {"torch": "2"}, "load_before": 0.1, "load_after": 0.2, "skipped": {"fira": "not in this version: update fira"},
+        "size": script.dataclasses.asdict(size), "text": "abc", "bytes": {"train": 1}, "machine": {"cpu": "a cpu"}, "threads": 1,
+        "sessions": [{"date": "2026-01-01", "jobs": 1, "load_before": 0.1, "load_after": 0.2, "contenders": list(losses)}],
+        "versions": {"torch": "2"}, "skipped": {"fira": "not in this version: update fira"},
         "contenders": {n: contender(n, v) for n, v in losses.items()},
     }  # fmt: skip
 
@@ -153,9 +154,8 @@ def test_records_are_merged_if_they_differ_in_contenders_only(script, tmp_path):
         paths[-1].write_text(json.dumps(fake(script, "pretrain", part)))
     one = json.loads(script.merged(paths, tmp_path).read_text())
     assert set(one["contenders"]) == {"adamw", "galore"} and one["contenders"]["adamw"]["runs"][0]["test"] == 2.0
-    assert [m["contenders"] for m in one["made_of"]] == [["adamw"], ["adamw", "galore"]] and one["skipped"] == {
-        "fira": "not in this version: update fira"
-    }
+    assert [m["contenders"] for m in one["sessions"]] == [["adamw"], ["adamw", "galore"]]
+    assert one["skipped"] == {"fira": "not in this version: update fira"}
     other = fake(script, "pretrain", {"lora": LOSSES["lora"]})
     paths[1].write_text(json.dumps({**other, "text": "another"}))
     with pytest.raises(SystemExit, match="differs from .* in text"):
@@ -179,6 +179,10 @@ def test_run_writes_a_record_after_every_contender(script, tmp_path, monkeypatch
     record = json.loads(path.read_text())
     assert asked == ["adamw", "lora"] and list(record["contenders"]) == ["adamw"] and record["quick"]
     assert record["skipped"] == {"lora": "failed: ValueError: no", "unknown": "not in this version: update no_such"}
+    script.measure("pretrain", ["adamw", "lora"], True, 2, 1, tmp_path)  # goes on: what is there is not run again
+    assert asked == ["adamw", "lora", "lora"] and len(json.loads(path.read_text())["sessions"]) == 2
+    with pytest.raises(SystemExit, match="another seeds, size"):
+        script.measure("pretrain", ["adamw"], True, 3, 1, tmp_path)
 
 
 def test_a_child_runs_everything_of_one_contender(script, capsys):
