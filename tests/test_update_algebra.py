@@ -245,6 +245,13 @@ def test_svd_sample_draws_without_replacement_by_singular_value():
 # single words
 
 
+def test_the_signs_of_a_rest_that_is_rounding_are_no_step():
+    M = values(6, 2, name="a") @ values(2, 10, name="b")
+    rule, W = Sub(Side(2, Svd()), SGD(), SignSGD()), torch.zeros(6, 10, dtype=torch.float64)
+    rule.step({"W": W}, {"W": M}, {"W": {}}, Step({"W": 1.0}, {"W": 0.0}, 0, "lin"))
+    torch.testing.assert_close(W, -M)
+
+
 def test_phi_grows_by_one_per_cent():
     s: dict[str, Tensor] = {}
     rule, norms = Sub(Side(3, Svd()), Adam(), Phi(), every=3), []

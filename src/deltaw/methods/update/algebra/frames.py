@@ -25,6 +25,7 @@ class Frame:
     """down: gradient -> coordinates, up: coordinates -> matrix, move: old coordinates -> new ones."""
 
     orthonormal: ClassVar[bool] = True  # down(up(C)) = C
+    exact: ClassVar[bool] = False  # up(down(G)) is G or 0 in each entry, bit by bit
 
     @property
     def one_sided(self) -> bool:
@@ -67,6 +68,8 @@ class Frame:
 @dataclass(frozen=True)
 class Whole(Frame):
     """The matrix itself: an inner optimiser without a subspace."""
+
+    exact: ClassVar[bool] = True
 
     def refresh(self, G: Tensor, W: Tensor, old: Numbers | None, draw: Draw) -> Numbers:
         return {}
@@ -274,6 +277,7 @@ class Coords(Frame):
     """Chosen columns, rows or entries: down gathers, up scatters. density: the share that is chosen, anew at every refresh,
     at random. State: one integer per chosen thing."""
 
+    exact: ClassVar[bool] = True
     density: float
     what: Literal["columns", "rows", "entries"] = "columns"
 

@@ -81,12 +81,19 @@ class Raw(Residual):
 
 @dataclass(frozen=True)
 class SignSGD(Residual):
-    """c sign E. sign(0) = 0: where a frame of coordinates is exact nothing is added."""
+    """c sign E. sign(0) = 0: where a frame of coordinates is exact nothing is added.
+
+    With other frames an entry of E below 4 eps |G| counts as 0: a batch with fewer rows than the rank leaves rounding outside the
+    frame and nothing else, and its signs would be as large as any.
+    """
 
     c: float = 1.0
 
     def __call__(self, seen: Seen, s: Numbers) -> Tensor | None:
-        return seen.E.sign_() * self.c
+        E = seen.E
+        if not seen.frame.exact:
+            E.masked_fill_(E.abs() <= 4 * torch.finfo(E.dtype).eps * seen.G.norm(), 0.0)
+        return E.sign_() * self.c
 
 
 @dataclass(frozen=True)
