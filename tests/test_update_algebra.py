@@ -15,8 +15,43 @@ from torch import Tensor, nn
 from deltaw.errors import ShapeError, SpecError
 from deltaw.methods.update import About
 from deltaw.methods.update.algebra import (
-    SGD, Adafactor, Adam, Adam8bit, Basis, Coords, Draw, Drop, Ema, Feedback, Haar, HeadShared, Keep, Lion, Move, Move12, Online, Phi,
-    Plain, Power, Prune, Raw, Reset, Rsvd, Side, Sign, SignSGD, Sketch, Sparse, Step, Sub, Svd, SvdSample, TwoSided, Whole, signed, turn,
+    SGD,
+    Adafactor,
+    Adam,
+    Adam8bit,
+    Basis,
+    Coords,
+    Draw,
+    Drop,
+    Ema,
+    Feedback,
+    Haar,
+    HeadShared,
+    Keep,
+    Lion,
+    Move,
+    Move12,
+    Online,
+    Phi,
+    Plain,
+    Power,
+    Prune,
+    Raw,
+    Reset,
+    Rsvd,
+    Side,
+    Sign,
+    SignSGD,
+    Sketch,
+    Sparse,
+    Step,
+    Sub,
+    Svd,
+    SvdSample,
+    TwoSided,
+    Whole,
+    signed,
+    turn,
 )  # fmt: skip
 from deltaw.methods.update.badam import BAdam, blocks
 from deltaw.methods.update.frugal import Frugal
@@ -133,7 +168,9 @@ def test_law_3_frugal_between_adam_and_sign_sgd(what):
 def test_law_4_fira_at_full_rank_is_galore(shape):
     words: Any = {"inner": Adam(eps=1e-6, convention="hf"), "every": 3}
     fira = Sub(Side(6, Svd()), residual=Phi(), **words)
-    torch.testing.assert_close(drive(fira, SHAPES[shape], 7)[0], drive(Sub(Side(6, Svd()), **words), SHAPES[shape], 7)[0])
+    torch.testing.assert_close(
+        drive(fira, SHAPES[shape], 7)[0], drive(Sub(Side(6, Svd()), **words), SHAPES[shape], 7)[0]
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -144,7 +181,9 @@ def test_law_5_moves(frame, shape):
     m, v = F.down(old, G(2, mn)), F.down(old, G(3, mn)).square()
     torch.testing.assert_close(F.move(old, old, m), m)
     torch.testing.assert_close(F.spread(old, old, v), v)
-    torch.testing.assert_close(F.up(new, F.move(old, new, m)), F.up(new, F.down(new, F.up(old, m))))  # P_new of the momentum
+    torch.testing.assert_close(
+        F.up(new, F.move(old, new, m)), F.up(new, F.down(new, F.up(old, m)))
+    )  # P_new of the momentum
     s = {"m": m.clone(), "v": v.clone(), "step": torch.tensor(3.0)}
     Move()(Adam(), s, lambda C: F.move(old, new, C), lambda V: F.spread(old, new, V), Draw(0, "x", 0))
     torch.testing.assert_close(F.up(new, s["m"]), F.up(new, F.down(new, F.up(old, m))))
@@ -176,7 +215,9 @@ class Shuffled(Basis):
 def apart(carry: Any, inner: Any, order: bool = True, frame: Any = Side) -> float:
     """The share of the displacement by which signs (and order) of the singular vectors change a run with refreshes at 0, 4, 8."""
     start = values(6, 10, name="W")
-    one, other = (drive(Sub(frame(4, b), inner, SignSGD(0.1), carry, 4), (6, 10), 12)[0] for b in (Svd(), Shuffled(order)))
+    one, other = (
+        drive(Sub(frame(4, b), inner, SignSGD(0.1), carry, 4), (6, 10), 12)[0] for b in (Svd(), Shuffled(order))
+    )
     return float((one - other).norm() / (one - start).norm())
 
 
@@ -233,7 +274,9 @@ def test_svd_sample_draws_without_replacement_by_singular_value():
         firsts += SvdSample()(M, 1, None, Draw(1, "x", t))[:, 0].abs()
     assert (counts.diff() < 0).all() and counts[-1] == 0
     torch.testing.assert_close(firsts.double() / 1500, sigma / 10, atol=0.04, rtol=0)
-    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]  # one after the other: P(i then j) = s_i s_j / (S (S - s_i))
+    pairs = [
+        (i, j) for i in range(4) for j in range(4) if i != j
+    ]  # one after the other: P(i then j) = s_i s_j / (S (S - s_i))
     want = torch.zeros(5, dtype=torch.float64)
     for i, j in pairs:
         want[[i, j]] += sigma[i] * sigma[j] / (10 * (10 - sigma[i]))
@@ -406,7 +449,9 @@ def test_weight_norm_rows_have_the_size_g():
     for t in range(5):
         p["lin.weight"].grad = G(t, (6, 10))
         opt.step()
-    torch.testing.assert_close(p["lin.weight"].detach().norm(dim=1), opt.state[p["lin.weight"]]["g"].abs() * (torch.arange(6) != 2))
+    torch.testing.assert_close(
+        p["lin.weight"].detach().norm(dim=1), opt.state[p["lin.weight"]]["g"].abs() * (torch.arange(6) != 2)
+    )
     assert (p["lin.weight"][2] == 0).all()
 
 

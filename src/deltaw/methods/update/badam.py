@@ -31,7 +31,7 @@ class BAdam:
     """AdamW for `every` steps on one block (a transformer layer), then on the next one; the others stay, bit by bit.
 
     State: Adam's for the active block (and, where it has 16 bits, a float32 copy), dropped when the turn passes on. Source: Luo et al. 2024
-    and their code: descending order, 50 steps. They leave embeddings, head and final norm out: freeze them for that;
+    and their code: descending order, 50 steps (their first turn has one step less). They leave embeddings, head and final norm out: freeze them for that;
     here what is trained before the first layer is a block, and what comes after the last. Trap: other blocks' gradients are still
     computed; inside `in_backward()` each is freed as it comes.
     """
@@ -44,10 +44,13 @@ class BAdam:
         """Numbers of optimiser state for an m x n matrix of the active block."""
         return 2 * m * n
 
-    def optimizer(self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         block = blocks(named)
         count = max(block.values()) + 1
         units = [
-            Unit(k, Turns(Master(Plain()), block[k], count, 1, self.order, self.every), {"W": p}) for k, p in named.items()
+            Unit(k, Turns(Master(Plain()), block[k], count, 1, self.order, self.every), {"W": p})
+            for k, p in named.items()
         ]
         return SubOptimizer([{"params": list(named.items())}], units, lr, **{"weight_decay": self.weight_decay, **kw})

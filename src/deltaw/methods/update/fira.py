@@ -32,11 +32,15 @@ class Fira:
 
     def rule(self) -> Sub:
         frame = Side(self.r, Rsvd() if self.svd == "randomized" else Svd(), self.side)
-        return Sub(frame, Adam(eps=1e-6, convention="hf"), Phi(self.growth), every=self.every, scale=self.scale, decay="after")
+        return Sub(
+            frame, Adam(eps=1e-6, convention="hf"), Phi(self.growth), every=self.every, scale=self.scale, decay="after"
+        )
 
     def floats(self, m: int, n: int) -> int:
         """Numbers of optimiser state for an m x n matrix: frame and two moments."""
         return self.rule().floats(m, n)
 
-    def optimizer(self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})

@@ -31,7 +31,11 @@ class Flora:
     weight_decay: float = 0.0
 
     def rule(self, shape: tuple[int, ...]) -> Sub:
-        words: Any = {"inner": Ema(self.beta, corrected=False), "first": Adafactor(clip=math.inf), "finish": Relative(self.clip)}
+        words: Any = {
+            "inner": Ema(self.beta, corrected=False),
+            "first": Adafactor(clip=math.inf),
+            "finish": Relative(self.clip),
+        }
         if len(shape) != 2 or min(shape) < self.r or max(shape) > 4 * min(shape):
             return Sub(Whole(), every=0, **words)
         return Sub(Sketch(self.r), residual=Raw(1 - self.beta, self.beta), carry=Move(), every=self.every, **words)
@@ -40,6 +44,8 @@ class Flora:
         """Numbers of optimiser state for an m x n matrix: compressed momentum, row and column means."""
         return self.rule((m, n)).floats(m, n)
 
-    def optimizer(self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         kw = {"weight_decay": self.weight_decay, "plain": self.rule(()), **kw}
         return matrices(lambda name, p: self.rule(tuple(p.shape)), named, lr, about, **kw)

@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from . import NOTHING, About, update
-from .algebra import (
-    Adam, Coords, Frame, Haar, Order, Reset, Rsvd, Side, Sign, SignSGD, Sub, Svd, Turns, Whole, Word, inner, matrices,
-)  # fmt: skip
+from . import algebra as al
 
 
 @update(paper="arXiv:2411.07837")
@@ -30,26 +28,32 @@ class Frugal:
     every: int = 200
     rest: float = 1.0
     svd: Literal["randomized", "exact"] = "randomized"
-    order: Order = "random"
-    inner: Word = "adam"
+    order: al.Order = "random"
+    inner: al.Word = "adam"
     weight_decay: float = 0.0
 
-    def rule(self) -> Sub:
-        frame: Frame = Whole()
+    def rule(self) -> al.Sub:
+        frame: al.Frame = al.Whole()
         if self.frame in ("svd", "haar"):
-            frame = Side(float(self.density), Haar() if self.frame == "haar" else Rsvd() if self.svd == "randomized" else Svd())
+            exact = al.Svd() if self.svd == "exact" else al.Rsvd()
+            frame = al.Side(float(self.density), al.Haar() if self.frame == "haar" else exact)
         elif self.frame != "blocks":
-            frame = Coords(self.density, self.frame)
-        return Sub(frame, inner(self.inner, Adam()), SignSGD(self.rest), Reset(), self.every)
+            frame = al.Coords(self.density, self.frame)  # type: ignore[arg-type]
+        return al.Sub(frame, al.inner(self.inner, al.Adam()), al.SignSGD(self.rest), al.Reset(), self.every)
 
     def floats(self, m: int, n: int) -> int:
         """Numbers of optimiser state for an m x n matrix; with blocks, of an active one."""
         return self.rule().floats(m, n)
 
-    def optimizer(self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
-        rule: Any = self.rule()
-        if self.frame == "blocks":
-            mine = [name for name, p in named.items() if p.dim() == 2 and name not in about.lookups]
-            some, signs = max(1, round(self.density * len(mine))), Sub(Whole(), Sign(), every=0, scale=self.rest)
-            rule = lambda name, p: Turns(self.rule(), mine.index(name), len(mine), some, self.order, self.every, signs)  # noqa: E731
-        return matrices(rule, named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
+        mine = [name for name, p in named.items() if p.dim() == 2 and name not in about.lookups]
+        some, signs = max(1, round(self.density * len(mine))), al.Sub(al.Whole(), al.Sign(), every=0, scale=self.rest)
+
+        def rule(name: str, p: nn.Parameter) -> al.Rule:
+            if self.frame != "blocks":
+                return self.rule()
+            return al.Turns(self.rule(), mine.index(name), len(mine), some, self.order, self.every, signs)
+
+        return al.matrices(rule, named, lr, about, **{"weight_decay": self.weight_decay, **kw})

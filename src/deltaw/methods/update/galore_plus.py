@@ -48,6 +48,8 @@ class GaLorePlus:
         """Numbers of optimiser state for an m x n matrix outside attention, after the warm-up."""
         return self.rule().floats(m, n)
 
-    def optimizer(self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         kw = {"weight_decay": self.weight_decay, **kw}
         return matrices(lambda name, p: self.rule(name), named, lr, about, **kw)

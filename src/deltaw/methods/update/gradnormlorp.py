@@ -11,6 +11,8 @@ from torch import nn
 from . import NOTHING, About, update
 from .algebra import Adam, Rsvd, Side, Sub, Svd, TwoSided, WeightNorm, matrices
 
+ADAM = Adam(eps=1e-6, convention="hf")
+
 
 @update(paper="arXiv:2412.19616")
 class GradNormLoRP:
@@ -30,14 +32,18 @@ class GradNormLoRP:
     svd: Literal["randomized", "exact"] = "randomized"
     weight_decay: float = 0.0
 
-    def rule(self) -> WeightNorm:
-        basis, adam = Rsvd() if self.svd == "randomized" else Svd(), Adam(eps=1e-6, convention="hf")
+    def direction(self) -> Sub:
+        basis = Rsvd() if self.svd == "randomized" else Svd()
         frame = TwoSided(self.r, basis) if self.side == "both" else Side(self.r, basis)
-        return WeightNorm(Sub(frame, adam, every=self.every, scale=self.scale), adam)
+        return Sub(frame, ADAM, every=self.every, scale=self.scale)
 
     def floats(self, m: int, n: int) -> int:
         """Numbers of optimiser state for an m x n matrix: frames, moments, sizes of the rows and theirs."""
-        return self.rule().rule.floats(m, n) + 4 * m  # type: ignore[attr-defined]
+        return self.direction().floats(m, n) + 4 * m
 
-    def optimizer(self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
-        return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
+        return matrices(
+            WeightNorm(self.direction(), ADAM), named, lr, about, **{"weight_decay": self.weight_decay, **kw}
+        )

@@ -29,11 +29,15 @@ class LDAdam:
     weight_decay: float = 0.0
 
     def rule(self) -> Sub:
-        return Sub(Side(self.r, Power()), Adam(self.betas, self.eps), Feedback(self.betas[0]), Move12(self.rho), every=1)
+        return Sub(
+            Side(self.r, Power()), Adam(self.betas, self.eps), Feedback(self.betas[0]), Move12(self.rho), every=1
+        )
 
     def floats(self, m: int, n: int) -> int:
         """Numbers of optimiser state for an m x n matrix: frame, two moments, the error."""
         return self.rule().floats(m, n)
 
-    def optimizer(self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})

@@ -37,5 +37,7 @@ class OSD:
         """Numbers of optimiser state for an m x n matrix: frame, its moments, the coordinates' moments."""
         return self.rule().floats(m, n)
 
-    def optimizer(self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         return matrices(self.rule(lr), named, lr, about, **{"weight_decay": self.weight_decay, **kw})

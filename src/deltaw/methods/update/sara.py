@@ -29,11 +29,20 @@ class SARA:
 
     def rule(self) -> Sub:
         rest = Phi() if self.host == "fira" else Drop()
-        return Sub(Side(self.r, SvdSample()), Adam(eps=1e-6, convention="hf"), rest, every=self.every, scale=self.scale, decay="after")
+        return Sub(
+            Side(self.r, SvdSample()),
+            Adam(eps=1e-6, convention="hf"),
+            rest,
+            every=self.every,
+            scale=self.scale,
+            decay="after",
+        )
 
     def floats(self, m: int, n: int) -> int:
         """Numbers of optimiser state for an m x n matrix: frame and two moments."""
         return self.rule().floats(m, n)
 
-    def optimizer(self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})

@@ -64,7 +64,9 @@ class Move12(Carry):
 
     def fits(self, inner: Inner) -> None:
         if inner.second and not inner.elementwise:
-            raise SpecError(f"Move12 needs a second moment for each coordinate; {type(inner).__name__} keeps sums over rows and columns: use Move")
+            raise SpecError(
+                f"Move12 needs a second moment for each coordinate; {type(inner).__name__} keeps sums over rows and columns: use Move"
+            )
 
     def sight(self, G: Tensor, inner: Inner, s: Numbers, up: Movement) -> Tensor:
         if not self.look or not inner.first or inner.first[0] not in s:
@@ -102,5 +104,7 @@ class Prune(Carry):
         for name in (*inner.first, *inner.second):
             if name in s:
                 value = inner.read(s, name)
-                keep = draw.uniform(tuple(value.shape), torch.empty(0, device=value.device), f"prune.{name}") >= self.share
+                keep = (
+                    draw.uniform(tuple(value.shape), torch.empty(0, device=value.device), f"prune.{name}") >= self.share
+                )
                 inner.write(s, name, value * keep)

@@ -135,7 +135,11 @@ class Side(Frame):
         return C @ (old["right"].mT @ new["right"]) if "right" in old else (new["left"].mT @ old["left"]) @ C
 
     def spread(self, old: Numbers, new: Numbers, V: Tensor) -> Tensor:
-        return V @ (old["right"].mT @ new["right"]).square() if "right" in old else (new["left"].mT @ old["left"]).square() @ V
+        return (
+            V @ (old["right"].mT @ new["right"]).square()
+            if "right" in old
+            else (new["left"].mT @ old["left"]).square() @ V
+        )
 
     def add(self, f: Numbers, W: Tensor, C: Tensor, alpha: float) -> None:
         pair = (C, f["right"].mT) if "right" in f else (f["left"], C)

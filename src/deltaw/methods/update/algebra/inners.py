@@ -126,18 +126,22 @@ class Adam8bit(Inner):
         return out
 
     def _map(self, name: str, like: Tensor) -> Tensor:
-        made: Tensor = need("bitsandbytes", "quant").functional.create_dynamic_map(signed=name == "m")
+        made: Tensor = need("bitsandbytes", extra="bnb").functional.create_dynamic_map(signed=name == "m")
         return made.to(like.device, torch.float32)
 
     def read(self, s: Numbers, name: str) -> Tensor:
-        F = need("bitsandbytes", "quant").functional
-        scale = s[f"{name}.scale"]  # in the dtype of the coordinates, so that a float64 model gets its moments back in it
+        F = need("bitsandbytes", extra="bnb").functional
+        scale = s[
+            f"{name}.scale"
+        ]  # in the dtype of the coordinates, so that a float64 model gets its moments back in it
         out = F.dequantize_blockwise(s[name], absmax=scale.float(), code=self._map(name, s[name]), blocksize=self.block)
         return out.to(scale.dtype)  # type: ignore[no-any-return]
 
     def write(self, s: Numbers, name: str, value: Tensor) -> None:
-        F = need("bitsandbytes", "quant").functional
-        codes, state = F.quantize_blockwise(value.float().contiguous(), code=self._map(name, value), blocksize=self.block)
+        F = need("bitsandbytes", extra="bnb").functional
+        codes, state = F.quantize_blockwise(
+            value.float().contiguous(), code=self._map(name, value), blocksize=self.block
+        )
         s[name], s[f"{name}.scale"] = codes, state.absmax.to(value.dtype)
 
     def floats(self, shape: tuple[int, ...]) -> int:

@@ -110,7 +110,9 @@ class Phi(Residual):
 
     def fits(self, frame: Frame) -> None:
         if self.per == "vector" and not frame.one_sided:
-            raise SpecError(f"Phi scales rows or columns, and {frame} has none to compare; use a one-sided frame or per='matrix'")
+            raise SpecError(
+                f"Phi scales rows or columns, and {frame} has none to compare; use a one-sided frame or per='matrix'"
+            )
 
     def __call__(self, seen: Seen, s: Numbers) -> Tensor | None:
         along = {"dim": seen.frame.along(seen.f), "keepdim": True} if self.per == "vector" else {}
@@ -137,7 +139,9 @@ class Feedback(Residual):
 
     def fits(self, frame: Frame) -> None:
         if not frame.orthonormal:
-            raise SpecError(f"error feedback with {type(frame).__name__} diverges: up(down(G)) may be longer than G; use an orthonormal frame")
+            raise SpecError(
+                f"error feedback with {type(frame).__name__} diverges: up(down(G)) may be longer than G; use an orthonormal frame"
+            )
 
     def before(self, G: Tensor, s: Numbers) -> Tensor:
         return G + s.pop("error") if "error" in s else G

@@ -30,7 +30,8 @@ class Relative:
 
     def __call__(self, D: Tensor, W: Tensor) -> Tensor:
         own, size = D.norm() / D.numel() ** 0.5, W.to(D.dtype).norm() / W.numel() ** 0.5
-        return D * (size.clamp_min(self.floor) / (own / self.clip).clamp_min(1.0))
+        factor: Tensor = size.clamp_min(self.floor) / (own / self.clip).clamp_min(1.0)
+        return D * factor
 
 
 @dataclass(frozen=True)

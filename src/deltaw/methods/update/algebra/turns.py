@@ -29,7 +29,9 @@ def turn(k: int, count: int, at_once: int, order: Order, seed: int) -> list[int]
         return left + [count - 1 - i for i in left]
     if order == "random":
         periods = -(-count // at_once)
-        deal = Draw(seed, "turns", k // periods).uniform((count,), torch.empty(0, dtype=torch.float64)).argsort().tolist()
+        deal = (
+            Draw(seed, "turns", k // periods).uniform((count,), torch.empty(0, dtype=torch.float64)).argsort().tolist()
+        )
         return [deal[(k % periods * at_once + i) % count] for i in range(at_once)]
     up = [(k * at_once + i) % count for i in range(at_once)]
     return up if order == "ascending" else [count - 1 - i for i in up]
@@ -74,6 +76,11 @@ class Master(Rule):
         for k in low:
             state[k].setdefault("master", p[k].detach().float())
         own = {k: state[k]["master"] if k in low else t for k, t in p.items()}
-        self.rule.step(own, {k: g[k].to(t.dtype) for k, t in own.items()}, {k: s.setdefault("rule", {}) for k, s in state.items()}, now)
+        self.rule.step(
+            own,
+            {k: g[k].to(t.dtype) for k, t in own.items()},
+            {k: s.setdefault("rule", {}) for k, s in state.items()},
+            now,
+        )
         for k in low:
             p[k].copy_(own[k])

@@ -26,7 +26,9 @@ def closed(rule: Apollo, p: dict[str, Tensor], grad: Any, lr: float, steps: int,
             right = G.shape[0] >= G.shape[1]
             M = G.T if right else G
             if step % rule.every == 0:
-                frames[k] = rng.normal((M.shape[0], int(rule.r)), rng.key(0, f"{k}.W", "sketch", step)) / int(rule.r) ** 0.5
+                frames[k] = (
+                    rng.normal((M.shape[0], int(rule.r)), rng.key(0, f"{k}.W", "sketch", step)) / int(rule.r) ** 0.5
+                )
             C = frames[k].T @ M
             rate = (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
             psi = adam(C, state[k], 1.0, 1e-6, before=True) / rate

@@ -11,7 +11,11 @@ from deltaw.methods.update.fira import Fira
 
 from .galore import adam, leading
 
-RULES = [Fira(r=3, every=4, svd="exact"), Fira(r=3, every=4, scale=0.25, svd="exact"), Fira(r=2, every=4, svd="exact", side="reverse")]
+RULES = [
+    Fira(r=3, every=4, svd="exact"),
+    Fira(r=3, every=4, scale=0.25, svd="exact"),
+    Fira(r=2, every=4, svd="exact", side="reverse"),
+]
 
 
 def fira(G: Tensor, P: Tensor, st: dict[str, Any], lr: float, scale: float) -> Tensor:

@@ -16,7 +16,14 @@ RULES = [
 ]  # fmt: skip
 
 
-def adam(g: Tensor, s: dict[str, Any], lr: float, eps: float = 1e-8, before: bool = False, betas: tuple[float, float] = (0.9, 0.999)) -> Tensor:
+def adam(
+    g: Tensor,
+    s: dict[str, Any],
+    lr: float,
+    eps: float = 1e-8,
+    before: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> Tensor:
     """The step of Adam as the papers write it; `before`: epsilon before the bias correction."""
     (b1, b2), t = betas, s.get("t", 0) + 1
     s["t"], s["m"], s["v"] = t, b1 * s.get("m", 0 * g) + (1 - b1) * g, b2 * s.get("v", 0 * g) + (1 - b2) * g * g
