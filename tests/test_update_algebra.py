@@ -49,6 +49,7 @@ from deltaw.methods.update.algebra import (
     Svd,
     SvdSample,
     TwoSided,
+    WeightNorm,
     Whole,
     signed,
     turn,
@@ -385,6 +386,39 @@ def test_adafactor_is_the_one_of_transformers():
         W.grad = G(t, (6, 10))
         opt.step()
     torch.testing.assert_close(drive(Sub(Whole(), Adafactor()), (6, 10), 6)[0], W.detach())
+
+
+def test_lion_by_hand():
+    W, m = values(6, 10, name="W"), torch.zeros(6, 10, dtype=torch.float64)
+    for t in range(30):
+        g = values(6, 10, name=f"g{t}")
+        W, m = W - 1e-2 * (0.9 * m + 0.1 * g).sign(), 0.99 * m + 0.01 * g
+    mine, s = values(6, 10, name="W"), {}
+    for t in range(30):
+        mine -= 1e-2 * Lion()(values(6, 10, name=f"g{t}"), s)[0]
+    torch.testing.assert_close(mine, W)
+
+
+def test_moved_variances_stay_positive():
+    """v̂ < m̂² happens where beta2 is small: the difference has no sign that counts."""
+    m, v = values(3, 10, name="m"), 1e-3 * values(3, 10, name="v").square()
+    F, s = Side(3, Svd()), {"m": m.clone(), "v": v.clone(), "step": torch.tensor(50.0)}
+    old, new = (F.refresh(G(t, (6, 10)), G(t, (6, 10)), None, Draw(0, "x", t)) for t in (0, 1))
+    Move12()(Adam((0.9, 0.9)), s, lambda C: F.move(old, new, C), lambda V: F.spread(old, new, V), Draw(0, "x", 0))
+    assert (s["v"] >= 0).all()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_weight_decay_is_decoupled_and_has_its_place(when):
+    rule, g = Sub(Whole(), SGD(), decay=when), G(0, (6, 10))
+    start = values(6, 10, name="W")
+    W = start.clone()
+    rule.step({"W": W}, {"W": g}, {"W": {}}, Step({"W": 0.1}, {"W": 0.5}, 0, "lin"))
+    torch.testing.assert_close(W, 0.95 * start - 0.1 * g if when == "before" else 0.95 * (start - 0.1 * g))
+    rule, W = WeightNorm(Sub(Whole(), SGD(), scale=0.0), SGD()), start.clone()
+    rule.step({"W": W}, {"W": g}, {"W": {}}, Step({"W": 0.1}, {"W": 0.5}, 0, "lin"))
+    v = start / start.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(W, v * (0.95 * start.norm(dim=1) - 0.1 * (v * g).sum(1))[:, None])
 
 
 # turns and other sinks
