@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from re import escape
 from typing import Any
@@ -149,15 +150,25 @@ def ready(model: nn.Module, plan: Plan, stats: Stats | None) -> Plan:
             )
     if ranks is None or stats is None:
         return plan
-    given = ranks(starts(plan, firsts), stats.sites)
-    exact: dict[str, Any] = {}
-    for a in sorted(firsts, key=lambda a: -a.site.name.count(".")):  # a suffix would also fit longer names
-        r, old = given[a.site.name], a.method
-        new = change(old, {"r": r}) if r else None
-        if new is not None and getattr(plan.init, "keeps_scale", False):
-            new = change(new, {"alpha": innermost(new).alpha * scale_of(old) / scale_of(new)})  # type: ignore[attr-defined]
-        exact[escape(a.site.name)] = new
-    return replace(plan, overrides={**exact, **plan.overrides})
+    given, exact = ranks(starts(plan, firsts), stats.sites), dict[str, Any]()
+    for site in find(model, plan.targets, plan.exclude, plan.layers, plan.method.sites):  # type: ignore[union-attr]
+        exact[site.name] = None  # left out by an override
+    for a in plan.resolve(model):
+        if a.site.name in exact:
+            exact[a.site.name] = exact[a.shares] if a.shares is not None else a.method
+        if a.site.name in exact and a.site.name in given:
+            exact[a.site.name] = _of_rank(a.method, given[a.site.name], getattr(plan.init, "keeps_scale", False))
+    return replace(plan, overrides={r"\A" + escape(name): method for name, method in exact.items()})
+
+
+def _of_rank(method: Method, r: int, keeps_scale: bool) -> Method | None:
+    """The method at another rank, with another alpha if s is to stay; None at rank 0."""
+    if r == 0:
+        return None
+    new: Any = change(method, {"r": r})
+    if keeps_scale:
+        new = change(new, {"alpha": innermost(new).alpha * scale_of(method) / scale_of(new)})  # type: ignore[attr-defined]
+    return new  # type: ignore[no-any-return]
 
 
 def starts(plan: Plan, assigned: list[Assignment]) -> list[Start]:
@@ -209,14 +220,13 @@ def _forward(model: Any, batch: Any) -> None:
     _call(model, {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else batch)
 
 
-def _walk(model: nn.Module, batches: Iterable[Any], progress: Progress | None) -> Iterator[Any]:
+def _walk(model: nn.Module, batches: Iterable[Any], progress: Progress | None) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Every batch where the model is, and what to call when it is done."""
     device = next(model.parameters()).device
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
     for count, batch in enumerate(batches, 1):
-        yield _moved(batch, device)
-        if progress is not None:
-            progress(count, total)
+        yield _moved(batch, device), partial(progress, count, total) if progress is not None else lambda: None
     if not count:
         raise SpecError("deltaw.probe was given no batches (an iterator that had been used up before?)")
 
@@ -265,9 +275,10 @@ def _gradients(
             for site, flip in many:
                 watched[name].append(Watch(site, flip, always=True, keep=keep))
         with torch.enable_grad():
-            for batch in _walk(model, batches, progress):
+            for batch, done in _walk(model, batches, progress):
                 loss(model, batch).backward()  # type: ignore[no-untyped-call]
                 count += 1
+                done()
     finally:
         for hook in roots + [w.hook for many in watched.values() for w in many]:
             hook.remove()
@@ -303,10 +314,11 @@ class _Reading:
         count = 0
         try:
             with torch.no_grad():
-                for batch in _walk(model, batches, progress):
+                for batch, done in _walk(model, batches, progress):
                     self.real, self.labelled = _masks(batch)
                     forward(model, batch)
                     count += 1
+                    done()
                     if "components" in self.wanted and self.settled() and self.wanted.isdisjoint(READ[:2]):
                         break
         finally:
