@@ -68,7 +68,9 @@ def test_gradient_is_the_mean_of_autograd(case):
     for name, found in stats.sites.items():
         want = model.get_submodule(name).weight.grad
         want = want.mT if case in ("tied", "transposed") else want
-        torch.testing.assert_close(found["gradient"], want.to(found["gradient"]), rtol=1e-4 if case != "linear" else 1e-9, atol=1e-7)
+        torch.testing.assert_close(
+            found["gradient"], want.to(found["gradient"]), rtol=1e-4 if case != "linear" else 1e-9, atol=1e-7
+        )
 
 
 def test_gradient_of_a_language_model_in_both_kinds_of_checkpointing():
@@ -102,7 +104,9 @@ def test_inputs_are_second_moments_and_shared():
     model, read = tiny(), {}
     for name, m in model.named_modules():
         if isinstance(m, nn.Linear):
-            m.register_forward_hook(lambda m, a, y, name=name: read.setdefault(name, []).append(a[0].detach().flatten(0, -2)))
+            m.register_forward_hook(
+                lambda m, a, y, name=name: read.setdefault(name, []).append(a[0].detach().flatten(0, -2))
+            )
     stats = deltaw.probe(model, iter(X), "all-linear", ["inputs", "inputs_by_max"])
     for name, rows in read.items():
         whole = torch.cat(rows)
@@ -335,3 +339,71 @@ def test_names_that_end_alike_get_their_own_ranks(tmp_path):
     assert ranks["z.up"] < ranks["up"]
     adapted.save(tmp_path / "n")
     assert {a.site.name: a.method.r for a in deltaw.load(tiny(Nested()), tmp_path / "n").assignments} == ranks
+
+
+# ---- through a recipe
+
+
+@pytest.mark.parametrize("init", ["lora_ga", "eva"])
+def test_a_recipe_measures_by_itself_and_goes_on_without(tmp_path, monkeypatch, init):
+    monkeypatch.setenv("DELTAW_CACHE", str(tmp_path / "cache"))
+    from train_kit import jsonl, pairs, tiny_tokenizer
+
+    from deltaw.train import Progress, run
+
+    class Show(Progress):
+        def __init__(self):
+            self.seen = []
+
+        def begin(self, total, done=0, what="training"):
+            self.seen.append((what, total))
+
+    def go(out, show=None, **kw):
+        plan = {"method": {"key": "lora", "r": 4}, "init": init, "targets": ["q_proj", "down_proj"]}
+        train = {
+            "steps": 4,
+            "batch_size": 4,
+            "save_every": 2,
+            "keep": 4,
+            "lr": 1e-3,
+            "probe_batches": 3,
+            "watch_steps": 0,
+        }
+        r = {
+            "data": {"path": jsonl(tmp_path / "d.jsonl", pairs())},
+            "plan": plan,
+            "train": train,
+            "out": str(tmp_path / out),
+        }
+        return run(
+            r, model=tiny_model(attention_dropout=0.2), tokenizer=tiny_tokenizer(), progress=show or Progress(), **kw
+        )
+
+    show = Show()
+    one = go("one", show)
+    assert ("measuring", 3) in show.seen and any(f"init {init}: measuring" in note for note in one.notes)
+    kept = list((tmp_path / "cache" / "probes").iterdir())
+    assert len(kept) == 1
+    show = Show()
+    two = go("two", show)
+    assert [what for what, _ in show.seen] == ["training"]  # read from the cache, and the run is the same
+    assert all(torch.equal(t, two.adapted.state()[k]) for k, t in one.adapted.state().items())
+    again = go("two", resume=tmp_path / "two" / "checkpoint-2")
+    assert all(torch.equal(t, again.adapted.state()[k]) for k, t in one.adapted.state().items())
+    ranks = {a.site.name: a.method.r for a in one.adapted.assignments}
+    loaded = deltaw.load(tiny_model(), tmp_path / "one" / "adapter")
+    assert {a.site.name: a.method.r for a in loaded.assignments} == ranks and sum(ranks.values()) == 16
+
+
+def test_a_recipe_cannot_know_the_original_weights(tmp_path):
+    from train_kit import jsonl, pairs, tiny_tokenizer
+
+    from deltaw.train import run
+
+    r = {
+        "data": {"path": jsonl(tmp_path / "d.jsonl", pairs())},
+        "plan": {"method": "lora", "init": "loftq"},
+        "out": str(tmp_path / "o"),
+    }
+    with pytest.raises(SpecError, match="original=..."):
+        run(r, model=tiny_model(), tokenizer=tiny_tokenizer(), progress=False)

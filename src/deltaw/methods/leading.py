@@ -10,7 +10,9 @@ from torch import Tensor
 SMALL = 256  # LAPACK takes about 20 ms for it
 
 
-def leading(M: Tensor, k: int, draw: Callable[[tuple[int, ...]], Tensor], power: int = 4, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def leading(
+    M: Tensor, k: int, draw: Callable[[tuple[int, ...]], Tensor], power: int = 4, width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(U, S, Vᵀ) cut at k, by subspace iteration on `width` columns (2 k by default); the entry of largest size in every
     column of U is positive.
 

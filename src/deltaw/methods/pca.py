@@ -21,6 +21,7 @@ class IncrementalPCA:
     def __init__(self, k: int, tau: float = 0.99):
         self.k, self.tau, self.seen, self.scatter = k, tau, 0, 0.0
         self.components: Tensor | None = None
+        self.singular = self.mean = torch.empty(0)
         self.converged = torch.zeros(k, dtype=torch.bool)
         self.waiting: list[Tensor] = []
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import attach
-from ..attach import Adapted
+from ..attach import Adapted, attach
 from ..errors import SpecError
 from ..files import load
 from ..methods.init import INITS, measured
@@ -94,7 +93,9 @@ def base_is_untouched(init: Any) -> str:
         bits, y = digest(base_state(model)), model(x_of(dtype))
         stats = stats_of(model, plan)
         must(digest(base_state(model)) == bits and not model.training, "the probe has changed the model")
-        must({n: p.requires_grad for n, p in model.named_parameters()} == flags, "the probe has changed what is trained")
+        must(
+            {n: p.requires_grad for n, p in model.named_parameters()} == flags, "the probe has changed what is trained"
+        )
         must(all(p.grad is None for p in model.parameters()), "the probe left gradients behind")
         must(not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), "the probe left hooks behind")
         adapted = attach(model, plan, stats=stats)
@@ -152,7 +153,9 @@ def saved_and_loaded_without_stats(init: Any) -> str:
     for name, t in mine.items():
         same(name, theirs[name], t)
     same("the output", again(x_of(F32)), model(x_of(F32)))
-    must(Plan.from_dict(json.loads(json.dumps(adapted.plan.to_dict()))) == adapted.plan, "the plan does not survive JSON")
+    must(
+        Plan.from_dict(json.loads(json.dumps(adapted.plan.to_dict()))) == adapted.plan, "the plan does not survive JSON"
+    )
     return f"{len(mine)} tensors"
 
 
@@ -211,7 +214,10 @@ def compare_closed(init: Any) -> str:
         sign = torch.where((got["A"].detach() * A).sum(1) < 0, -1.0, 1.0).to(A)
         close(f"{m} x {n}: A", got["A"].detach(), A * sign[:, None], 1e-8)
         close(f"{m} x {n}: B", mine, B * sign, 1e-8)
-        must((offset is None) == ("offset.B" not in got), "one of the two moves a constant into the base, the other does not")
+        must(
+            (offset is None) == ("offset.B" not in got),
+            "one of the two moves a constant into the base, the other does not",
+        )
         if offset is not None:
             close(f"{m} x {n}: constant", got["offset.B"] @ got["offset.A"], offset, 1e-8)
     return "closed form, wide and tall"

@@ -29,7 +29,11 @@ def measure(model: Any, plan: Plan, train: Encoded, t: TrainPart, pad: int, show
             "deltaw.attach(model, plan, stats=deltaw.probe(model, (), plan, original=...)) in Python"
         )
     size = t.batch_size
-    order = list(islice(Order([len(i["input_ids"]) for i in train.items], size, t.seed, t.sort_by_length), size * t.probe_batches))
+    order = list(
+        islice(
+            Order([len(i["input_ids"]) for i in train.items], size, t.seed, t.sort_by_length), size * t.probe_batches
+        )
+    )
     batches = [Collate(pad)([train.items[i] for i in order[k : k + size]]) for k in range(0, len(order), size)]
     note(f"init {plan.init.key}: measuring {', '.join(sorted(needs))} on {len(batches)} batches, before training")
     if has_accelerator():
@@ -47,7 +51,16 @@ def measure(model: Any, plan: Plan, train: Encoded, t: TrainPart, pad: int, show
         return total / count
 
     try:
-        return probe(model, batches, plan, loss=loss, forward=_inner(model, plan), cache=cache_root() / "probes", progress=step, seed=t.seed)
+        return probe(
+            model,
+            batches,
+            plan,
+            loss=loss,
+            forward=_inner(model, plan),
+            cache=cache_root() / "probes",
+            progress=step,
+            seed=t.seed,
+        )
     finally:
         show.end()
 

@@ -35,7 +35,9 @@ class EVA:
 
     def ranks(self, starts: list[Start], stats: dict[str, dict[str, Tensor]]) -> dict[str, int]:
         method: dict[str, Any] = {s.name: innermost(s.method) for s in starts}
-        shares = [(v, s.name) for s in starts for v in stats[s.name]["share"][: self.components(method[s.name].r)].tolist()]
+        shares = [
+            (v, s.name) for s in starts for v in stats[s.name]["share"][: self.components(method[s.name].r)].tolist()
+        ]
         chosen = sorted(shares, key=lambda pair: -pair[0])[: sum(m.r for m in method.values())]
         return {name: sum(other == name for _, other in chosen) for name in method}
 
@@ -43,6 +45,8 @@ class EVA:
         B, A, _ = two_factors(start, p)
         r, V = A.shape[0], stats["components"].to(A)
         if len(V) < r:
-            raise ShapeError(f"{start.name}: r = {r}, and the probe has found {len(V)} components of its input; probe more tokens")
+            raise ShapeError(
+                f"{start.name}: r = {r}, and the probe has found {len(V)} components of its input; probe more tokens"
+            )
         A.copy_(V[:r] / stats["singular"][:r, None].to(A).sqrt() if self.whiten else V[:r])
         B.zero_()

@@ -12,7 +12,11 @@ from ...spec import Start, Tensors
 from . import init, innermost, two_factors
 
 
-@init(paper="arXiv:2502.12171", needs=("weight", "gradient"), start="none: one step of descent has been made, seen through A")
+@init(
+    paper="arXiv:2502.12171",
+    needs=("weight", "gradient"),
+    start="none: one step of descent has been made, seen through A",
+)
 class GoRA:
     """B = -gamma sqrt(n / r) / s G Aᵀ (A Aᵀ + 1e-8 I)⁻¹, A as the method draws it: s B A = -gamma sqrt(n / r) G P_A. W stays.
 

@@ -12,7 +12,11 @@ from ..leading import leading
 from . import init, sketch, two_factors
 
 
-@init(paper="arXiv:2310.08659", needs=("weight", "original"), start="none: step 0 is nearer to the original weights than the quantised base")
+@init(
+    paper="arXiv:2310.08659",
+    needs=("weight", "original"),
+    start="none: step 0 is nearer to the original weights than the quantised base",
+)
 class LoftQ:
     """W0 - Q ~ U S Vᵀ cut at r, Q the base as the model has it and W0 the original: B = U sqrt(S / s), A = sqrt(S / s) Vᵀ.
 

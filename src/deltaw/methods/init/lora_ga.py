@@ -34,8 +34,8 @@ class LoRAGA:
     def fill(self, start: Start, p: Tensors, stats: dict[str, Tensor]) -> Op:
         B, A, s = two_factors(start, p)
         r, peft = A.shape[0], self.mode == "peft"
-        if 2 * r > min(start.W.shape):
-            raise ShapeError(f"{start.name}: 2 r = {2 * r} directions are needed; a {tuple(start.W.shape)} gradient has {min(start.W.shape)}")
+        if 2 * r > (room := min(start.W.shape)):
+            raise ShapeError(f"{start.name}: {2 * r} directions are needed; a gradient of {start.W.shape} has {room}")
         U, S, V = leading(stats["gradient"].to(A), 2 * r, sketch(start))
         a, b = self.pairs(start, r)
         f = {

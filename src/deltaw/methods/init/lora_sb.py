@@ -12,7 +12,10 @@ from . import init, sketch
 
 
 @init(
-    paper="arXiv:2411.19557", needs=("gradient",), fills=("A", "B"), start="none: the first step of AdamW has been made, cut at rank r"
+    paper="arXiv:2411.19557",
+    needs=("gradient",),
+    fills=("A", "B"),
+    start="none: the first step of AdamW has been made, cut at rank r",
 )
 class LoRASB:
     """For y = W x + s B R A x with R trained: -step sign(G) ~ U S Vᵀ cut at r; B = U, R = diag(S) / s, A = Vᵀ.
@@ -28,7 +31,9 @@ class LoRASB:
 
     def fill(self, start: Start, p: Tensors, stats: dict[str, Tensor]) -> None:
         if not {"A", "B", "R"} <= set(p.names()) or p.R.shape != (p.B.shape[1], p.A.shape[0]):
-            raise SpecError(f"this init fills B, R and A of W + s B R A (lora_xs); {start.method} at {start.name} has no such R")
+            raise SpecError(
+                f"this init fills B, R and A of W + s B R A (lora_xs); {start.method} at {start.name} has no such R"
+            )
         r = p.R.shape[0]
         start.room(r)
         U, S, V = leading(-self.step * torch.sign(stats["gradient"].to(p.A)), r, sketch(start), power=10)
