@@ -15,6 +15,7 @@ from .files import load, read
 from .fuse import Fused
 from .optimize import optimizer
 from .plan import Plan, Preview, preview
+from .probe import Stats, probe
 from .prompting import context_loss, prefill, tasks
 from .route import route
 from .spec import METHODS
@@ -23,7 +24,7 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "blend", "context_loss",
+    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "Stats", "activate", "adapters", "attach", "blend", "context_loss",
     "disabled", "errors", "fused", "interop", "load",
-    "methods", "ops", "optimizer", "prefill", "preview", "prompts", "read", "route", "rows", "stack", "tasks", "testing",
+    "methods", "ops", "optimizer", "prefill", "preview", "probe", "prompts", "read", "route", "rows", "stack", "tasks", "testing",
 ]  # fmt: skip

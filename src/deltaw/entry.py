@@ -162,22 +162,24 @@ def make(param: Param, shape: tuple[int, ...], start: Start, name: str, empty: b
     return value.detach().to(device=like.device, dtype=dtype).clone().contiguous()
 
 
-def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool) -> None:
-    """Make this site's own tensors: first the plain starts, then the init axis, then those that look at the others."""
+def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool, stats: dict[str, Tensor] | None = None) -> None:
+    """Make this site's own tensors: first the plain starts, then the init axis, then those that look at the others and that
+    the init does not make itself. stats: what has been measured here, for an init that needs it."""
+    fills = getattr(init, "fills", ())
     late: list[tuple[str, Param]] = []
     entry.free = {name for name, p in declared.items() if isinstance(p, Param) and p.free}
     for name, param in declared.items():
         if isinstance(param, Signal):
             entry.signals[name] = param.name
-        elif param.scope == "site" and getattr(param.init, "last", False):
+        elif param.scope == "site" and getattr(param.init, "last", False) and name not in fills:
             late.append((name, param))
         elif param.scope == "site":
-            entry.put(name, make(param, param.shape, start, name, empty), param.train)
+            entry.put(name, make(param, param.shape, start, name, empty or name in fills), param.train)
     start.p = entry.tensors(dict.fromkeys(entry.signals.values(), torch.empty(0)))
     start.own = entry.own
     if init is not None:
         with torch.no_grad():
-            moved = _moved(entry, init, start, empty)
+            moved = _moved(entry, init, start, empty, stats or {})
         for name, tensor in zip(OFFSET, moved or ()):
             entry.put(name, tensor, False)
         start.W = entry.shifted(start.W)
@@ -188,14 +190,14 @@ def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool)
         setattr(start.p, name, entry.get(name))
 
 
-def _moved(entry: Entry, init: Any, start: Start, empty: bool) -> tuple[Tensor, Tensor] | None:
+def _moved(entry: Entry, init: Any, start: Start, empty: bool, stats: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
     like = start.W.like
     if empty or like.device.type == "meta":
         if not init.shifts:
             return None
         B, A = start.p.B, start.p.A
         return torch.empty_like(B), torch.empty_like(A)
-    offset = init.fill(start, start.p, {})
+    offset = init.fill(start, start.p, stats)
     if offset is None:
         return None
     from .ops import factors
