@@ -60,7 +60,9 @@ def test_sums_and_multiples_are_exact():
 def test_the_norm_keeps_its_digits_where_terms_cancel():
     M = low()
     tiny = LowRankMatrix(M.B, M.A + 1e-9)
-    assert float((tiny - M).norm()) == pytest.approx(float(torch.linalg.matrix_norm(M.B @ torch.full((3, 7), 1e-9, dtype=F64))), rel=1e-5)
+    assert float((tiny - M).norm()) == pytest.approx(
+        float(torch.linalg.matrix_norm(M.B @ torch.full((3, 7), 1e-9, dtype=F64))), rel=1e-5
+    )
 
 
 def test_the_sum_of_many_adapters_is_the_svd_of_the_dense_sum():
@@ -85,7 +87,10 @@ def test_cuts_by_count_tolerance_and_energy():
 
 
 def test_errors_of_repeated_cuts_add_up_to_a_bound():
-    exact, value = torch.zeros(12, 10, dtype=F64), LowRankMatrix(torch.zeros(12, 0, dtype=F64), torch.zeros(0, 10, dtype=F64))
+    exact, value = (
+        torch.zeros(12, 10, dtype=F64),
+        LowRankMatrix(torch.zeros(12, 0, dtype=F64), torch.zeros(0, 10, dtype=F64)),
+    )
     for s in range(6):
         term = low(12, 10, 2, seed=s)
         exact, value = exact + term.dense(), (value + term).recompress(rank=3)
@@ -99,7 +104,9 @@ def test_the_same_direction_dropped_twice_needs_the_sum_of_norms():
     big = LowRankMatrix(10 * torch.eye(4, dtype=F64)[:, :1], torch.eye(4, dtype=F64)[:1])
     value = ((big + e).recompress(rank=1) + e).recompress(rank=1)
     missed = float(torch.linalg.matrix_norm((big + e + e).dense() - value.dense()))
-    assert missed == pytest.approx(2.0) and value.error == pytest.approx(2.0)  # sqrt of the sum of squares would say 1.41
+    assert missed == pytest.approx(2.0) and value.error == pytest.approx(
+        2.0
+    )  # sqrt of the sum of squares would say 1.41
 
 
 def test_balanced_factors_have_equal_grams_and_the_same_product():
@@ -148,7 +155,10 @@ def test_a_retraction_is_the_best_cut_of_the_tangent_step(m, n, r):
 
 def test_a_retraction_follows_the_step_to_second_order():
     M, G = low(), rand(9, 7, seed=5)
-    off = [float(torch.linalg.matrix_norm(M.retract(G, h).dense() - M.dense() - h * dense_tangent(M, G))) for h in (1e-2, 1e-3)]
+    off = [
+        float(torch.linalg.matrix_norm(M.retract(G, h).dense() - M.dense() - h * dense_tangent(M, G)))
+        for h in (1e-2, 1e-3)
+    ]
     assert 80 < off[0] / off[1] < 125
 
 
