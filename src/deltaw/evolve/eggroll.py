@@ -78,7 +78,7 @@ class Eggroll(Search):
         if len(f) != self.population:
             raise SpecError(f"{self.population} scores were expected, one per member; found {len(f)}")
         # both members of a pair share E: f_2j - f_2j+1 is what it is worth
-        worth = (f[0::2] - f[1::2]).to(torch.float32) * (-self.noise.sigma / self.population**0.5)
+        worth = (f[0::2] - f[1::2]) * (-self.noise.sigma / self.population**0.5)
         out: dict[str, Tensor] = {}
         for name, t in self.tensors.items():
             total: Any = 0.0
@@ -88,12 +88,12 @@ class Eggroll(Search):
                 if t.matrix:
                     A, B = self.noise.factors(name, t.shape, self.epoch, pairs)  # type: ignore[arg-type]
                     left, right = (
-                        (x.movedim(0, 1).flatten(1)).to(t.parameter.device) for x in (w[:, None, None] * A, B)
+                        (x.movedim(0, 1).flatten(1)).to(t.parameter.device) for x in (w.to(A)[:, None, None] * A, B)
                     )
                     total = total + left @ right.mT  # one product (m, N r) (N r, n)
                 else:
                     E = self.noise.dense(name, t.shape, self.epoch, pairs)
-                    total = total + torch.tensordot(w, E, 1).to(t.parameter.device)
+                    total = total + torch.tensordot(w.to(E), E, 1).to(t.parameter.device)
             out[name] = t.laid(total).to(t.parameter.dtype)
         return out
 
