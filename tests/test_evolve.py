@@ -212,6 +212,22 @@ def test_an_adapter_that_was_started_from_the_weight_keeps_its_offset():
     assert torch.allclose(tiny.evaluate(X, score), score(model, X).mean().detach().expand(2), atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_several_processes_share_the_members_and_tell_one_another_scores(chunk, monkeypatch):
+    from deltaw.evolve import loop
+
+    X, parts = rand(4, 5), []
+    whole = Eggroll(net(), sigma=0.1, population=10, targets=["0"]).evaluate(X, score)
+    monkeypatch.setattr(loop, "several", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: parts.append(t.clone()))
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        Eggroll(net(), sigma=0.1, population=10, targets=["0"], chunk=chunk).evaluate(X, score)
+    assert [int((p != 0).sum()) for p in parts] == [4, 4, 2]  # blocks in turn
+    assert torch.allclose(sum(parts), whole, atol=1e-12)
+
+
 def test_groups_see_rows_of_their_own():
     members = Members(2, 4, 8, 4)
     rows = {"x": torch.arange(8), "n": 3}

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ..attach import Adapted
 from ..errors import SpecError, StateMismatch
 from ..sites.find import Targets
-from .loop import Score, Search
-from .members import Members, installed
+from .loop import Search
 from .noise import Noise
 from .places import Tuned, adapter_places, own_places
 from .shaping import shape_fitness
@@ -46,7 +45,7 @@ class Eggroll(Search):
         if group_size and population % group_size:
             raise SpecError(f"groups of {group_size} do not divide a population of {population}")
         model = what.model if isinstance(what, Adapted) else what
-        super().__init__(model, population, population // group_size if group_size else 1, chunk or population)
+        super().__init__(model, population, population // group_size if group_size else 1, chunk)
         self.noise = Noise(seed, sigma, rank, noise_reuse)
         self.group_size = group_size
         self.places = (
@@ -61,15 +60,9 @@ class Eggroll(Search):
             "trained": sum(p.numel() for p in params),
         }  # fmt: skip
 
-    def evaluate(self, batch: Any, score: Score) -> Tensor:
-        out = []
-        for first in range(0, self.population, self.chunk):
-            members = Members(first, min(self.chunk, self.population - first), self.population, self.groups)
-            pairs = range(first // 2, (first + members.count) // 2)
-            forwards = {p.module: p.forward(self.noise, self.epoch, pairs) for p in self.places}
-            with installed(self.model, forwards):
-                out.append(members.mean(score(self.model, members.spread(batch))))
-        return torch.cat(out)
+    def forwards(self, first: int, count: int) -> dict[nn.Module, Callable[..., Any]]:
+        pairs = range(first // 2, (first + count) // 2)
+        return {p.module: p.forward(self.noise, self.epoch, pairs) for p in self.places}
 
     @torch.no_grad()
     def gradient(self, scores: Tensor) -> dict[str, Tensor]:

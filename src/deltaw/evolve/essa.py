@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from ..attach import Adapted
 from ..errors import SpecError, StateMismatch, need
 from ..lowrank import core_svd
 from ..ops import random as rng
-from .loop import Score, Search
-from .members import Cored, Forward, Members, installed
+from .loop import Search
+from .members import Cored, Forward
 from .places import AdapterPlace, adapter_places, thin
 
 SEPARABLE = 10_000  # dimensions above which the covariance is a diagonal: a full one has dim² entries
@@ -116,7 +117,7 @@ class Essa(Search):
             raise SpecError(
                 f"a population of at least 2, a multiple of the groups, was expected; found {count} in groups of {group_size}"
             )
-        super().__init__(adapted.model, count, count // group_size if group_size else 1, chunk or count)
+        super().__init__(adapted.model, count, count // group_size if group_size else 1, chunk)
         self.table: list[Tensor] = []
         self.settings = {"population": count, "sigma": sigma, "share": share, "seed": seed, "dimension": self.dimension}
         self._begin()
@@ -153,17 +154,9 @@ class Essa(Search):
         """The singular values at the centre of the distribution."""
         return self.start + self.unit * torch.tensor(list(self.es.mean), dtype=torch.float64)
 
-    def evaluate(self, batch: Any, score: Score) -> Tensor:
-        theta, out = self.members(), []
-        for first in range(0, self.population, self.chunk):
-            part = theta[first : first + self.chunk]
-            members = Members(first, len(part), self.population, self.groups)
-            forwards: dict[nn.Module, Any] = {
-                x.place.module: x.forward(t) for x, t in zip(self.layers, self._split(part))
-            }
-            with installed(self.model, forwards):
-                out.append(members.mean(score(self.model, members.spread(batch))))
-        return torch.cat(out)
+    def forwards(self, first: int, count: int) -> dict[nn.Module, Callable[..., Any]]:
+        theta = self.members()[first : first + count]
+        return {x.place.module: x.forward(t) for x, t in zip(self.layers, self._split(theta))}
 
     def tell(self, scores: Tensor) -> dict[str, float]:
         values = scores.detach().to("cpu", torch.float64)

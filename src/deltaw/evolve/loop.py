@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
+from ..sites.watch import several
 from ..train.progress import Progress, choose
+from .members import Members, installed
 
 Score = Callable[[nn.Module, Any], Tensor]
 
 
 class Search:
-    """Asks for the scores of a population and learns from them. `epoch`: how often it has done so."""
+    """Asks for the scores of a population and learns from them. `epoch`: how often it has done so.
+
+    Of several processes (torch.distributed) each evaluates its share of the blocks of `chunk` members; what they tell one another are
+    the scores. Each makes the same step from them.
+    """
 
     kind = ""
     settings: dict[str, Any]
 
-    def __init__(self, model: nn.Module, population: int, groups: int, chunk: int):
-        self.model, self.population, self.groups, self.chunk, self.epoch = model, population, groups, chunk, 0
+    def __init__(self, model: nn.Module, population: int, groups: int, chunk: int | None):
+        self.model, self.population, self.groups, self.epoch = model, population, groups, 0
+        world = torch.distributed.get_world_size() if several() else 1
+        self.chunk = chunk or 2 * math.ceil(population / (2 * world))
+
+    def forwards(self, first: int, count: int) -> dict[nn.Module, Callable[..., Any]]:
+        """What the layers do for this block of members."""
+        raise NotImplementedError
 
     def evaluate(self, batch: Any, score: Score) -> Tensor:
         """(population,): the mean score of each member over its rows. Nothing changes."""
-        raise NotImplementedError
+        world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if several() else (1, 0)
+        scores = torch.zeros(self.population, dtype=torch.float64)
+        for first in range(rank * self.chunk, self.population, world * self.chunk):
+            members = Members(first, min(self.chunk, self.population - first), self.population, self.groups)
+            with installed(self.model, self.forwards(first, members.count)):
+                scores[first : first + members.count] = members.mean(score(self.model, members.spread(batch)))
+        if several():
+            there = scores.to(next(self.model.parameters()).device)
+            torch.distributed.all_reduce(there)
+            scores = there.cpu()
+        return scores
 
     def tell(self, scores: Tensor) -> dict[str, float]:
         """One step; what is worth a line in the record."""
@@ -46,7 +70,7 @@ class Result:
     settings: dict[str, Any]
     lines: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
-    rows: int = 0  # rows of batches that were run forwards, all members together
+    rows: int = 0  # rows that this process has run forwards, all its members together
 
     def data(self) -> dict[str, Any]:
         return asdict(self)
