@@ -294,7 +294,7 @@ def build(cls: Any, values: dict[str, Any]) -> Any:
                 f"{cls.key} has no field '{name}'{nearest(name, fields)} (fields: {', '.join(fields) or 'none'})"
             )
         if isinstance(value, dict) and "key" in value:
-            value = from_config(value)
+            value = from_config(value, getattr(cls, "registry", METHODS))
         ready[name] = _typed(cls.key, name, value, hints[name])
     return cls(**ready)
 
