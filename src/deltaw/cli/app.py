@@ -10,7 +10,7 @@ import typer
 COMMANDS = {
     "Methods": ("methods", "show", "new", "check"),
     "Adapters": ("plan", "train", "eval", "chat", "merge", "convert", "inspect"),
-    "Project": ("demo", "bench", "docs"),
+    "Project": ("demo", "bench", "coordinates", "docs"),
 }
 
 
