@@ -20,12 +20,13 @@ from ..attach import Adapted, attach
 from ..errors import SpecError, StateMismatch, need
 from ..files import load
 from . import checkpoint, host
+from .adapting import finite
 from .base import load_base
 from .batches import keeps_rows_apart
 from .curves import picture, site_norms
 from .data import examples, read_rows
 from .encode import Encoded, encode, pack, set_template
-from .engine import Engine, finite
+from .engine import Engine
 from .generation import pad_id
 from .progress import Progress, choose
 from .recipe import Recipe, plain
