@@ -20,7 +20,7 @@ from ..attach import Adapted, attach
 from ..errors import SpecError, StateMismatch, need
 from ..files import load
 from . import checkpoint, host
-from .adapting import finite
+from .adapting import Adapting, finite
 from .base import load_base
 from .batches import keeps_rows_apart
 from .curves import picture, site_norms
@@ -56,7 +56,7 @@ def run(
     resume: bool | str | os.PathLike[str] = False,
     progress: Progress | bool | None = None,
 ) -> RunResult:
-    """Train as the recipe says and leave in `out`: recipe.yaml, metrics.jsonl, curves.svg, run.json, adapter/ and the
+    """Train as the recipe says (from rewards, by GRPO, where it has a section `grpo`) and leave in `out`: recipe.yaml, metrics.jsonl, curves.svg, run.json, adapter/ and the
     last checkpoints.
 
     model, tokenizer: used instead of the recipe's `model`. resume: True goes on from the newest complete checkpoint in
@@ -94,7 +94,7 @@ def run(
         model, tokenizer = _base(r, model, tokenizer)
     if not getattr(model, "can_generate", lambda: True)() or getattr(model.config, "is_encoder_decoder", False):
         raise SpecError(f"{type(model).__name__} is no causal language model, and recipes train only those")
-    train, held = _data(r, tokenizer, note)
+    train, held = _data(r, tokenizer, note) if r.grpo is None else (None, None)
     if start is None:
         adapted = attach(model, r.the_plan())
     else:
@@ -105,7 +105,7 @@ def run(
         note(f"resuming from {start}")
     facts = adapted.report()
     note(f"{adapted.plan.method}: {facts['sites']} sites, {facts['trainable']:,} trained numbers")
-    if r.train.packing:
+    if train is not None and r.train.packing:
         if keeps_rows_apart(model):
             rows = len(train.items)
             train.items = pack(train.items, r.train.max_length or max(len(i["input_ids"]) for i in train.items))
@@ -119,7 +119,13 @@ def run(
         r.save(out / "recipe.yaml")
     if r.train.grad_checkpointing:
         _checkpointing(model, True)
-    engine = Engine(adapted, r.train, out, train, held, pad_id(tokenizer), show)
+    engine: Adapting
+    if train is not None:
+        engine = Engine(adapted, r.train, out, train, held, pad_id(tokenizer), show)
+    else:
+        from .grpo import Policy  # TRL is an extra
+
+        engine = Policy(adapted, r, out, tokenizer, show)
     host.leave_group_at_exit()
     try:
         with interruptible(engine):
@@ -131,6 +137,7 @@ def run(
             engine.evaluate()
     finally:
         show.end()
+        engine.close()
         if r.train.grad_checkpointing:
             _checkpointing(model, False)
     model.eval()
@@ -138,7 +145,7 @@ def run(
 
 
 @contextlib.contextmanager
-def interruptible(engine: Engine) -> Iterator[None]:
+def interruptible(engine: Adapting) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends training after the step, with a checkpoint; a second one ends it at once.
 
     One process only: several would have to agree on the step.
@@ -229,7 +236,7 @@ def _set_aside(out: Path) -> Path | None:
 
 def _finish(
     r: Recipe,
-    engine: Engine,
+    engine: Adapting,
     out: Path,
     seconds: float,
     notes: list[str],
