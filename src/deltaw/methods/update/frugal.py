@@ -50,10 +50,16 @@ class Frugal:
     ) -> torch.optim.Optimizer:
         mine = [name for name, p in named.items() if p.dim() == 2 and name not in about.lookups]
         some, signs = max(1, round(self.density * len(mine))), al.Sub(al.Whole(), al.Sign(), every=0, scale=self.rest)
+        whole = al.Sub(al.Whole(), al.inner(self.inner, al.Adam()), every=0)
+        active = al.Plain() if self.inner == "adam" else whole  # the same step, fused
 
-        def rule(name: str, p: nn.Parameter) -> al.Rule:
-            if self.frame != "blocks":
-                return self.rule()
-            return al.Turns(self.rule(), mine.index(name), len(mine), some, self.order, self.every, signs)
+        def turns(name: str, p: nn.Parameter) -> al.Rule:
+            return al.Turns(active, mine.index(name), len(mine), some, self.order, self.every, signs)
 
-        return al.matrices(rule, named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+        return al.matrices(
+            turns if self.frame == "blocks" else self.rule(),
+            named,
+            lr,
+            about,
+            **{"weight_decay": self.weight_decay, **kw},
+        )
