@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.errors import ShapeError, SpecError
-from deltaw.methods.update import About
+from deltaw.methods.update import UPDATES, About
 from deltaw.methods.update.algebra import (
     SGD,
     Adafactor,
@@ -58,6 +58,7 @@ from deltaw.methods.update.badam import BAdam, blocks
 from deltaw.methods.update.frugal import Frugal
 from deltaw.methods.update.galore_plus import GaLorePlus
 from deltaw.methods.update.gradnormlorp import GradNormLoRP
+from deltaw.testing import updates
 from deltaw.testing.tiny import values
 from deltaw.testing.updates import _leaves
 
@@ -378,6 +379,18 @@ def test_adam8bit_is_adam_to_the_resolution_of_a_byte():
     assert Adam8bit().floats(shape) == 2 * 3
 
 
+@pytest.mark.parametrize("key", ["galore", "galore2", "frugal"])
+@pytest.mark.parametrize("word", ["adam8bit", "adafactor", "lion"])
+def test_rules_take_another_inner_optimiser(key, word):
+    rule = updates.small(UPDATES[key](inner=word))
+    updates.resumed_is_uninterrupted(rule)
+    updates.state_is_as_large_as_stated(rule)
+    updates.state_is_tensors(rule)
+    updates.learns(rule)
+    with pytest.raises(SpecError, match="inner is one of"):
+        UPDATES[key](inner="adamw").rule()
+
+
 def test_adafactor_is_the_one_of_transformers():
     reference = pytest.importorskip("transformers.optimization").Adafactor
     W = nn.Parameter(values(6, 10, name="W"))
@@ -495,8 +508,6 @@ def test_weight_norm_rows_have_the_size_g():
 @pytest.mark.parametrize("m, n", [(24, 40), (16, 16)])
 def test_sizes_of_states(m, n):
     """Floats of optimiser state for an m x n matrix, m <= n."""
-    from deltaw.methods.update import UPDATES
-
     r, rho = 4, 0.25
     stated = {
         "galore": m * r + 2 * n * r, "galore2": m * r + 2 * n * r, "sara": m * r + 2 * n * r, "fira": m * r + 2 * n * r,

@@ -48,12 +48,11 @@ class Frugal:
     def optimizer(
         self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
     ) -> torch.optim.Optimizer:
+        kw = {"weight_decay": self.weight_decay, **kw}
+        if self.frame != "blocks":
+            return al.matrices(self.rule(), named, lr, about, **kw)
         mine = [name for name, p in named.items() if p.dim() == 2 and name not in about.lookups]
-        some, signs = max(1, round(self.density * len(mine))), al.Sub(al.Whole(), al.Sign(), every=0, scale=self.rest)
-
-        def rule(name: str, p: nn.Parameter) -> al.Rule:
-            if self.frame != "blocks":
-                return self.rule()
-            return al.Turns(self.rule(), mine.index(name), len(mine), some, self.order, self.every, signs)
-
-        return al.matrices(rule, named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+        turns = (len(mine), max(1, round(self.density * len(mine))), self.order, self.every)
+        one = al.Plain() if self.inner == "adam" else al.Sub(al.Whole(), al.inner(self.inner, al.Adam()), every=0)
+        idle = al.Sub(al.Whole(), al.Sign(), every=0, scale=self.rest)
+        return al.matrices(lambda name, p: al.Turns(one, mine.index(name), *turns, idle), named, lr, about, **kw)

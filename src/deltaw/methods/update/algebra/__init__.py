@@ -6,6 +6,7 @@ the rest of the gradient, what becomes of the state when the frame moves, and wh
     step(G):  if t mod T = 0: new = frame.refresh(G, W); the inner state goes through carry(move = down_new . up_old)
               C = down(G);  U, gain = inner(C);  D = gain (scale up(U) + residual(G - up(C)));  W <- W - lr D
               (decoupled weight decay before or after);  frame.post(G): an online update of the frame, after its use
+              first(G) and finish(D), where given: before all of this, and before W moves
 
 frames.py, bases.py: coordinate systems. inners.py, residuals.py, carries.py: the other words. sub.py: the sentence.
 turns.py: rules for units that are active in turns. reparam.py: rules on another parametrisation of the matrix.

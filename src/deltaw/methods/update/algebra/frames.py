@@ -208,7 +208,8 @@ def _sketch(key: int, d: int, r: int, dtype: torch.dtype, device: torch.device) 
 class Sketch(Side):
     """As `Side` with P ~ N(0, 1/r), E[up(down(G))] = G, of which only the key is kept: P is made again where it is used.
 
-    up(down) is no projection: it scatters by about d / r |G|². The same numbers on every device.
+    up(down) is no projection: it scatters by about d / r |G|². The same numbers on every device. On one CPU core the making
+    takes about as long as a product with G.
     """
 
     orthonormal: ClassVar[bool] = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -102,11 +103,17 @@ class Adam(Inner):
         return m / root.div_((1 - b2**t) ** 0.5).add_(self.eps).mul_(1 - b1**t), 1.0
 
 
+@lru_cache(maxsize=8)  # 256 numbers that take a loop in Python
+def _map(signed: bool, device: torch.device) -> Tensor:
+    made: Tensor = need("bitsandbytes", extra="bnb").functional.create_dynamic_map(signed=signed)
+    return made.to(device, torch.float32)
+
+
 @dataclass(frozen=True)
 class Adam8bit(Inner):
     """Adam whose moments rest as one byte each, in blocks with a common scale (Dettmers et al. 2022, by bitsandbytes).
 
-    m on the signed dynamic map, v on the unsigned one; arithmetic in float32. Everything is quantised: bitsandbytes' own
+    m on the signed dynamic map, v on the unsigned one; a step is made with the moments as they are before they are rounded. Everything is quantised: bitsandbytes' own
     optimiser leaves tensors below 4096 numbers alone. State: bytes, and one float per block and moment.
     """
 
@@ -125,22 +132,18 @@ class Adam8bit(Inner):
             self.write(s, k, plain[k])
         return out
 
-    def _map(self, name: str, like: Tensor) -> Tensor:
-        made: Tensor = need("bitsandbytes", extra="bnb").functional.create_dynamic_map(signed=name == "m")
-        return made.to(like.device, torch.float32)
-
     def read(self, s: Numbers, name: str) -> Tensor:
         F = need("bitsandbytes", extra="bnb").functional
-        scale = s[
-            f"{name}.scale"
-        ]  # in the dtype of the coordinates, so that a float64 model gets its moments back in it
-        out = F.dequantize_blockwise(s[name], absmax=scale.float(), code=self._map(name, s[name]), blocksize=self.block)
+        scale = s[f"{name}.scale"]  # has the dtype of the coordinates: a float64 model gets float64 moments back
+        out = F.dequantize_blockwise(
+            s[name], absmax=scale.float(), code=_map(name == "m", s[name].device), blocksize=self.block
+        )
         return out.to(scale.dtype)  # type: ignore[no-any-return]
 
     def write(self, s: Numbers, name: str, value: Tensor) -> None:
         F = need("bitsandbytes", extra="bnb").functional
         codes, state = F.quantize_blockwise(
-            value.float().contiguous(), code=self._map(name, value), blocksize=self.block
+            value.float().contiguous(), code=_map(name == "m", value.device), blocksize=self.block
         )
         s[name], s[f"{name}.scale"] = codes, state.absmax.to(value.dtype)
 
