@@ -374,7 +374,7 @@ def test_switchlora_under_adamw_and_with_accumulated_gradients():
 
 @pytest.mark.parametrize("m, n, r", [(60, 40, 16), (40, 90, 20)])
 def test_the_start_of_switchlora(m, n, r):
-    a, b = bounds(m, n, r)
+    a, b = bounds(m, n, r, 1 / r)
     g = 1 / math.sqrt(3)
     assert a == pytest.approx(math.sqrt(3) * (math.sqrt(m) * r / n**1.5) ** 0.25 * math.sqrt(g))
     assert b == pytest.approx(math.sqrt(3) * (r / math.sqrt(m * n)) ** 0.25 * math.sqrt(g))
@@ -383,6 +383,9 @@ def test_the_start_of_switchlora(m, n, r):
     for t, bound in ((A, a), (B, b), (run.memory()["pool.A"], a), (run.memory()["pool.B"], b)):
         assert 0.97 * bound < t.abs().max() <= bound and t.std() == pytest.approx(bound / math.sqrt(3), rel=0.06)
     torch.testing.assert_close(run.weight(), run.W0, rtol=0, atol=1e-14)
+    other = Run(SwitchLoRA(), m, n, r, alpha=6.0, init=Start())
+    torch.testing.assert_close(other.s * other.factors()[0] @ other.factors()[1], run.s * B @ A)
+    assert float(run.s * (B @ A).std()) == pytest.approx(1 / math.sqrt(3 * n), rel=0.1)
 
 
 # ---- what may be folded
