@@ -470,3 +470,25 @@ def test_both_ends_of_a_tied_weight_restart_together():
             torch.testing.assert_close(model(input_ids=x).logits, before, rtol=0, atol=1e-10)
     (entry,) = adapted.entries().values()
     assert entry.moved >= 6 and len(adapted.assignments) == 2
+
+
+@pytest.mark.parametrize(
+    "rule, kw",
+    [(ReLoRA(40, prune=1.0, restart_warmup=4), {}), (PeriodicLoRA(40, 0.2), {}), (SwitchLoRA(12, 400, 5), SWITCHED)],
+)
+def test_low_rank_updates_sum_to_a_change_of_high_rank(rule, kw):
+    """Towards a target of full rank: one pair of factors keeps the error of the best rank-r change at least, restarts go below."""
+    lr, r = 0.05, 4
+    run = Run(rule, 12, 10, r, lr=lr, **kw)
+    aim = values(12, 10, name="restarts aim")
+    tail = float(torch.linalg.svdvals(aim - run.W0)[r:].square().sum())
+    run.loss = lambda W: (W - aim).square().sum()
+    plain = Run((), 12, 10, r, lr=lr)
+    plain.loss = run.loss
+    for k in range(400):
+        for each in (run, plain):
+            for group in each.opt.param_groups:
+                group["lr"] = lr * (1 - k / 400)
+            each.step()
+    assert float(plain.loss(plain.weight())) >= tail * (1 - 1e-9)
+    assert float(run.loss(run.weight())) < 0.1 * tail
