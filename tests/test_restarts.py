@@ -374,7 +374,7 @@ def test_switchlora_under_adamw_and_with_accumulated_gradients():
 
 @pytest.mark.parametrize("m, n, r", [(60, 40, 16), (40, 90, 20)])
 def test_the_start_of_switchlora(m, n, r):
-    a, b = bounds(m, n, r)
+    a, b = bounds(m, n, r, 1 / r)
     g = 1 / math.sqrt(3)
     assert a == pytest.approx(math.sqrt(3) * (math.sqrt(m) * r / n**1.5) ** 0.25 * math.sqrt(g))
     assert b == pytest.approx(math.sqrt(3) * (r / math.sqrt(m * n)) ** 0.25 * math.sqrt(g))
@@ -383,6 +383,9 @@ def test_the_start_of_switchlora(m, n, r):
     for t, bound in ((A, a), (B, b), (run.memory()["pool.A"], a), (run.memory()["pool.B"], b)):
         assert 0.97 * bound < t.abs().max() <= bound and t.std() == pytest.approx(bound / math.sqrt(3), rel=0.06)
     torch.testing.assert_close(run.weight(), run.W0, rtol=0, atol=1e-14)
+    other = Run(SwitchLoRA(), m, n, r, alpha=6.0, init=Start())
+    torch.testing.assert_close(other.s * other.factors()[0] @ other.factors()[1], run.s * B @ A)
+    assert float(run.s * (B @ A).std()) == pytest.approx(1 / math.sqrt(3 * n), rel=0.1)
 
 
 # ---- what may be folded
@@ -467,3 +470,25 @@ def test_both_ends_of_a_tied_weight_restart_together():
             torch.testing.assert_close(model(input_ids=x).logits, before, rtol=0, atol=1e-10)
     (entry,) = adapted.entries().values()
     assert entry.moved >= 6 and len(adapted.assignments) == 2
+
+
+@pytest.mark.parametrize(
+    "rule, kw",
+    [(ReLoRA(40, prune=1.0, restart_warmup=4), {}), (PeriodicLoRA(40, 0.2), {}), (SwitchLoRA(12, 400, 5), SWITCHED)],
+)
+def test_low_rank_updates_sum_to_a_change_of_high_rank(rule, kw):
+    """Towards a target of full rank: one pair of factors keeps the error of the best rank-r change at least, restarts go below."""
+    lr, r = 0.05, 4
+    run = Run(rule, 12, 10, r, lr=lr, **kw)
+    aim = values(12, 10, name="restarts aim")
+    tail = float(torch.linalg.svdvals(aim - run.W0)[r:].square().sum())
+    run.loss = lambda W: (W - aim).square().sum()
+    plain = Run((), 12, 10, r, lr=lr)
+    plain.loss = run.loss
+    for k in range(400):
+        for each in (run, plain):
+            for group in each.opt.param_groups:
+                group["lr"] = lr * (1 - k / 400)
+            each.step()
+    assert float(plain.loss(plain.weight())) >= tail * (1 - 1e-9)
+    assert float(run.loss(run.weight())) < 0.1 * tail

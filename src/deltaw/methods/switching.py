@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 
-def bounds(m: int, n: int, r: int) -> tuple[float, float]:
-    """Of rows of A and columns of B: sqrt 3 times (sqrt(m) r / n^1.5)^¼ sqrt(g) and (r / sqrt(m n))^¼ sqrt(g), g = 1 / sqrt 3."""
-    g = 3.0**-0.5
+def bounds(m: int, n: int, r: int, s: float) -> tuple[float, float]:
+    """Of rows of A and columns of B: sqrt 3 times (sqrt(m) r / n^1.5)^¼ sqrt(g) and (r / sqrt(m n))^¼ sqrt(g), g = 1 / sqrt 3,
+    for s = 1 / r; for another s so that s B A stays as large, which is as large as a Kaiming start of W."""
+    g = 3.0**-0.5 / (r * s)
     return (3.0 * g * (m**0.5 * r / n**1.5) ** 0.5) ** 0.5, (3.0 * g * (r / (m * n) ** 0.5) ** 0.5) ** 0.5
 
 

@@ -15,12 +15,12 @@ class SwitchLoRA:
     """A ~ U(±a), B ~ U(±b), a and b as in methods.switching.bounds; the base gives up s B A, so step 0 is W (a constant, see pissa).
 
     The law of the vectors that the rule `switchlora` switches in. Source: Zhou et al. 2024, their code.
-    Trap: it is made for alpha = 1, s = 1 / r.
+    Trap: their law is for alpha = 1 and does not look at alpha; here s B A has the size that it has there for every alpha.
     """
 
     def fill(self, start: Start, p: Tensors, stats: dict[str, Tensor]) -> Op:
         B, A, s = two_factors(start, p)
-        a, b = bounds(len(B), A.shape[1], len(A))
+        a, b = bounds(len(B), A.shape[1], len(A), s)
         A.copy_(start.at("A", None).uniform(tuple(A.shape), a))
         B.copy_(start.at("B", None).uniform(tuple(B.shape), b))
         return chain(-s * B, A.clone())

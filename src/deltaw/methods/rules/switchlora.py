@@ -22,7 +22,7 @@ class SwitchLoRA(Rule):
 
     Memory: pools (q - r) x n and (q - r) x m, q = min(m, n), how long each vector rests, two pointers. Slots take turns,
     A's from 0, B's from r / 2; c is cut so that no resting partner is switched. Source: Zhou et al. 2024; as in their code.
-    Use it with init="switchlora", update="switchlora" (step counts per vector) and alpha = 1.
+    Use it with init="switchlora", update="switchlora" (step counts per vector).
     Trap: it is the partner's state that is stale (dL/db_i = s G a_i), not that of the vector that was switched.
     """
 
@@ -37,9 +37,9 @@ class SwitchLoRA(Rule):
             )
         if not {"A", "B"} <= set(view.p.names()):
             return {}
-        B, A, _ = view.factors()
+        B, A, s = view.factors()
         (m, r), n = B.shape, A.shape[1]
-        spare, (a, b) = max(min(m, n) - r, 0), bounds(m, n, r)
+        spare, (a, b) = max(min(m, n) - r, 0), bounds(m, n, r, s)
         pools = {
             "pool.A": view.draw("pool.A").uniform((spare, n), a),
             "pool.B": view.draw("pool.B").uniform((spare, m), b),
