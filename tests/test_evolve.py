@@ -330,6 +330,8 @@ def test_what_cannot_be_evolved_is_named():
         Eggroll(lora(model).model, targets=["0"])
     with pytest.raises(SpecError, match="conv"):
         Eggroll(nn.Sequential(nn.Conv2d(3, 3, 2)), targets=["0"])
+    with pytest.raises(SpecError, match="one row at a time"):
+        Eggroll(deltaw.attach(nn.Sequential(nn.Conv2d(3, 3, 2)), deltaw.Plan("lora", targets=["0"])))
     with pytest.raises(NotLinear, match="no exact low-rank factors"):
         turned = deltaw.attach(net(), deltaw.Plan(deltaw.methods.OFT(block_size=5), targets=["0"]))
         Eggroll(turned, population=2).evaluate(rand(2, 5), score)
