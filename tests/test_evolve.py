@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -243,6 +245,55 @@ def test_groups_see_rows_of_their_own():
         members.spread(torch.zeros(6))
 
 
+def test_the_base_s_product_is_made_once_for_all_members():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = nn.Sequential(nn.Linear(64, 48, bias=False))
+    X, (N, rows, m, n, r) = torch.randn(4, 64), (6, 4, 48, 64, 2)
+    search = Eggroll(model, population=N, rank=r, targets=["0"])
+    search.evaluate(X, score)  # what is looked up at the first call is no part of it
+    with FlopCounterMode(display=False) as counter:
+        search.evaluate(X, score)
+    assert counter.get_total_flops() == 2 * N * rows * (m * n + r * (m + n))
+    adapted = deltaw.attach(model, deltaw.Plan(deltaw.methods.LoRA(r=r), targets=["0"]))
+    with torch.no_grad():
+        adapted.trainable()["0.B"].add_(1.0)
+    essa = Essa(adapted, population=N)
+    essa.evaluate(X, score)
+    with FlopCounterMode(display=False) as counter:
+        essa.evaluate(X, score)
+    assert counter.get_total_flops() == 2 * N * rows * (m * n + r * (m + n) + r * r)
+
+
+def test_neither_training_nor_its_packages_are_needed():
+    code = (
+        "import sys, deltaw.evolve, deltaw.bilevel, deltaw.lowrank; "
+        "print([m for m in ('transformers', 'cma', 'deltaw.train') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_progress_is_told():
+    pytest.importorskip("transformers")
+    from deltaw.train import Progress
+
+    seen = []
+
+    class Told(Progress):
+        def begin(self, total, done=0, what="training"):
+            seen.append((total, done, what))
+
+        def step(self, done):
+            seen.append(done)
+
+        def end(self):
+            seen.append("end")
+
+    run(Eggroll(net(), population=2, targets=["0"]), lambda epoch: rand(2, 5), score, 2, Told())
+    assert seen == [(2, 0, "eggroll"), 1, 2, "end"]
+
+
 def test_nothing_is_left_behind_also_after_an_error():
     model, X = net(), rand(6, 5)
     model.train()
@@ -279,6 +330,8 @@ def test_what_cannot_be_evolved_is_named():
         Eggroll(lora(model).model, targets=["0"])
     with pytest.raises(SpecError, match="conv"):
         Eggroll(nn.Sequential(nn.Conv2d(3, 3, 2)), targets=["0"])
+    with pytest.raises(SpecError, match="one row at a time"):
+        Eggroll(deltaw.attach(nn.Sequential(nn.Conv2d(3, 3, 2)), deltaw.Plan("lora", targets=["0"])))
     with pytest.raises(NotLinear, match="no exact low-rank factors"):
         turned = deltaw.attach(net(), deltaw.Plan(deltaw.methods.OFT(block_size=5), targets=["0"]))
         Eggroll(turned, population=2).evaluate(rand(2, 5), score)
@@ -515,3 +568,10 @@ def test_what_has_no_singular_values_to_scale_is_named():
     with pytest.raises(SpecError):
         other = deltaw.attach(net(), deltaw.Plan("ia3", targets=["0"]))
         Essa(other)
+
+
+def test_scores_that_are_all_alike_do_no_harm():
+    search = Essa(lora(), population=6)
+    for _ in range(4):
+        search.step(rand(4, 5), lambda m, rows: torch.zeros(len(m(rows))))
+    assert bool(torch.isfinite(search.members()).all())

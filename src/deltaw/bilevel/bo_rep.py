@@ -23,8 +23,9 @@ class BoRep:
     u <- beta u + (1 - beta) h; x <- x - lr_x u / |u| (over all of x together), or - lr_x u without `normalise`.
     The products with second derivatives are two backward passes over one graph of dg/dy, on one batch.
     State: z (like y), u (like x), counters; keyed by name. Rates may be changed between steps (theirs decay by 0.2).
-    Source: Hao, Gong, Liu 2024 (arXiv:2401.09587); order as in the paper: y first. Their code takes d²g/dy² z before it moves y and
-    leaves df/dx out, which is zero in their tasks. Trap: the norm is fixed, so x never comes to rest: let lr_x decay. What f and g
+    Source: Hao, Gong, Liu 2024 (arXiv:2401.09587); order as in the paper: y first. Their code takes d²g/dy² z before it moves y, leaves
+    df/dx out (zero in their tasks), and never clears the inner gradient, so that its k-th inner step of a period takes the sum of k of them: with these
+    three put back, this reproduces it. Trap: the norm is fixed, so x never comes to rest: let lr_x decay. What f and g
     call has to have a second derivative: fused paths are switched off here, attention has to be "eager" or "math".
     """
 

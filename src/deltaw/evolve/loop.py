@@ -6,15 +6,17 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
 from ..sites.watch import several
-from ..train.progress import Progress, choose
 from .members import Members, installed
+
+if TYPE_CHECKING:
+    from ..train.progress import Progress
 
 Score = Callable[[nn.Module, Any], Tensor]
 
@@ -86,8 +88,9 @@ def run(
     """
     if epochs < search.epoch:
         raise SpecError(f"this search has made {search.epoch} epochs already; found epochs={epochs}")
-    shown, out, began = choose(progress), Result(search.kind, dict(search.settings)), time.perf_counter()
-    shown.begin(epochs, search.epoch, search.kind)
+    shown, out, began = _shown(progress), Result(search.kind, dict(search.settings)), time.perf_counter()
+    if shown is not None:
+        shown.begin(epochs, search.epoch, search.kind)
     try:
         while search.epoch < epochs:
             epoch, counted = search.epoch, [0]
@@ -108,7 +111,18 @@ def run(
             out.rows += counted[0]
             out.seconds = time.perf_counter() - began
             out.lines.append({**line, "rows": out.rows})
-            shown.step(search.epoch)
+            if shown is not None:
+                shown.step(search.epoch)
     finally:
-        shown.end()
+        if shown is not None:
+            shown.end()
     return out
+
+
+def _shown(progress: Progress | bool | None) -> Progress | None:
+    """None for False: the package `train` is then not needed."""
+    if progress is False:
+        return None
+    from ..train.progress import choose
+
+    return choose(progress)

@@ -102,7 +102,7 @@ class AdapterPlace(Place):
         self.site, self.module, self.entry, self.call = site, site.module, entry, call
         if not site.pointwise or site.gathers or entry.signals:
             raise SpecError(
-                f"{site.name}: {entry.method.key} on a {site.kind} cannot be evolved: rows of the batch share something there"
+                f"{site.name}: {entry.method.key} on a {site.kind} cannot be evolved: it is no map of one row at a time with factors of its own (evolve linear layers and embeddings)"
             )
         self.names = {f"{site.name}.{k}": k for k, _ in entry.named() if f"{site.name}.{k}" in trained}
         self.tensors = {full: Tuned(entry.get(k), tuple(entry.get(k).shape)) for full, k in self.names.items()}  # type: ignore[arg-type]
