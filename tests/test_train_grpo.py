@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,6 +172,47 @@ def test_resumed_is_the_same_to_the_bit(tmp_path, grpo):
     assert told[0] == told[1] and len(told[0]) == 4 // grpo.get("iterations", 1)
 
 
+def test_the_same_run_as_with_peft(tmp_path):
+    """TRL's own trainer on PEFT's LoRA from the same start: the same completions, and the same factors after six steps."""
+    peft = pytest.importorskip("peft")
+    import datasets
+    import trl
+    from safetensors.torch import load_file
+
+    from deltaw.train.adapting import settings
+    from deltaw.train.grpo import questions
+
+    jsonl(tmp_path / "rows.jsonl", pairs(60))
+    r = Recipe.of(recipe(tmp_path, {"beta": 0.1}, steps=6, grad_accum=2, lr=5e-3, weight_decay=0.0))
+    model = tiny_model()
+    adapted = deltaw.attach(model, r.the_plan())
+    adapted.save(tmp_path / "start")
+    adapted.detach()
+    trained(r, model).adapted.save(tmp_path / "end")
+    theirs = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "start", is_trainable=True)
+    arguments = trl.GRPOConfig(
+        **settings(r.train, tmp_path / "theirs"),
+        bf16=False,
+        gradient_checkpointing=False,
+        num_generations=4,
+        max_completion_length=6,
+        beta=0.1,
+    )
+    rows = datasets.Dataset.from_list(questions(r, tiny_tokenizer())[0])
+    trl.GRPOTrainer(theirs, [even], args=arguments, train_dataset=rows, processing_class=tiny_tokenizer()).train()
+    tensors, start = (load_file(tmp_path / where / "adapter_model.safetensors") for where in ("end", "start"))
+    other = dict(theirs.named_parameters())  # Adam divides tiny gradients by their own size: rounding grows to 1e-5
+    for k, v in tensors.items():
+        torch.testing.assert_close(
+            v,
+            other[k.replace(".weight", ".default.weight")].detach(),
+            rtol=0,
+            atol=1e-4,
+            msg=lambda text: f"{k}: {text}",
+        )
+        assert (v - start[k]).abs().max() > 5e-3
+
+
 # ---- rewards and what they see
 
 
@@ -298,3 +340,25 @@ def test_a_recipe_that_cannot_be_followed(tmp_path, more, text):
             tokenizer=tiny_tokenizer(),
             progress=False,
         )
+
+
+@needs_gym
+def test_the_benchmark_runs(tmp_path, capsys):
+    file = Path(__file__).parents[1] / "benchmarks" / "grpo.py"
+    spec = importlib.util.spec_from_file_location("benchmark_grpo", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    words = [
+        "--quick",
+        "--model",
+        str(tiny_home(tmp_path / "base")),
+        "--variants",
+        "plain,unlikeliness",
+        "--out",
+        str(tmp_path),
+    ]
+    record = json.loads(module.main(words).read_text())
+    assert [r["variant"] for r in record["runs"]] == ["plain", "unlikeliness"] and record["quick"]
+    for r in record["runs"]:
+        assert len(r["history"]) == 2 and 0 <= r["after"]["exact"] <= r["after"]["mean"] <= 1
+    assert "exact 0.00 -> 0.00" in capsys.readouterr().out

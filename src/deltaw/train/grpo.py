@@ -148,10 +148,16 @@ def refuse(adapted: Adapted, r: Recipe) -> None:
             raise SpecError(
                 f"{a.site.name}: TRL multiplies with the head's own weight, so an adapter there would not be trained; exclude it"
             )
-    if r.train.batch_size * r.train.grad_accum % g.generations:
+    mine = (
+        r.train.batch_size * r.train.grad_accum
+    )  # completions a step, of one process; one factor needs its whole group there
+    world = 1 if g.unlikeliness else need("accelerate", extra="train").PartialState().num_processes
+    if mine * world % g.generations:
         raise SpecError(
             f"grpo.generations={g.generations} must divide train.batch_size x train.grad_accum = "
-            f"{r.train.batch_size} x {r.train.grad_accum}: a step sees whole groups of completions"
+            f"{r.train.batch_size} x {r.train.grad_accum}"
+            + (f" x {world} processes" if world > 1 else "")
+            + ": a step sees whole groups of completions"
         )
     if r.train.save_every % g.iterations:
         raise SpecError(
