@@ -75,7 +75,7 @@ def test_questions_are_apart_and_stay_the_same():
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(task, "GYM", "no_such_gym")
+    monkeypatch.setattr("deltaw.train.gym.GYM", "no_such_gym")
     with pytest.raises(MissingExtra, match="requirements-demo.txt"):
         task.questions(1, 0)
 

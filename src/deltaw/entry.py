@@ -13,7 +13,7 @@ from .errors import SpecError
 from .ops import Affine, Map, Op, chain
 from .spec import Declared, Method, Param, Signal, Start, Tensors
 
-OFFSET = ("offset.B", "offset.A")  # a constant B0 A0 that an initialisation has moved into the base
+OFFSET = ("offset.B", "offset.A")  # a constant B0 A0 that an initialisation or a rule has moved into the base
 
 
 def attribute(name: str) -> str:
@@ -79,6 +79,40 @@ class Entry(nn.Module):
     def shifted(self, W: Op) -> Op:
         """The base as the method sees it: with the constant an initialisation has moved into it."""
         return W + chain(self.get("offset.B"), self.get("offset.A")) if "offset.B" in self.own else W
+
+    @property
+    def moved(self) -> int:
+        """The rank of that constant."""
+        return int(self.get(OFFSET[0]).shape[1]) if OFFSET[0] in self.own else 0
+
+    def constant(self, B: Tensor, A: Tensor) -> None:
+        """The constant is B A from now on."""
+        for name, tensor in zip(OFFSET, (B, A)):
+            if name not in self.own:
+                self.put(name, tensor, False)
+            else:  # another parameter: the other end of a tied weight sees it too
+                self.register_parameter(attribute(name), nn.Parameter(tensor, requires_grad=False))
+
+    @torch.no_grad()
+    def move(self, B: Tensor, A: Tensor) -> None:
+        """Add B A to the constant: as further columns and rows, as long as that is smaller than the matrix itself.
+
+        Beyond that the smaller factor becomes the identity and the other one the matrix: exact to one rounding, and what is
+        added later is a single addmm, where a new SVD would cost m n min(m, n) every time."""
+        if not self.moved:
+            B, A = B.detach().clone(), A.detach().clone()
+        else:
+            B0, A0 = (self.get(name).detach() for name in OFFSET)
+            B, A = B.detach().to(B0), A.detach().to(A0)
+            tall, same = len(B) > A.shape[1], B0.shape[1] == min(len(B), A.shape[1])
+            if same and torch.equal(A0 if tall else B0, torch.eye(B0.shape[1]).to(B0)):
+                return self.constant(*((B0.addmm(B, A), A0) if tall else (B0, A0.addmm(B, A))))
+            B, A = torch.cat([B0, B], 1), torch.cat([A0, A])
+        m, n = len(B), A.shape[1]
+        if B.shape[1] > min(m, n):
+            one = torch.eye(min(m, n)).to(B)
+            B, A = (B @ A, one) if m > n else (one, B @ A)
+        self.constant(B, A)
 
     def layer(self, base: Affine, signals: dict[str, Tensor]) -> Map:
         """The map here, of a base. An expression that only refers to the tensors, and so stays true whatever their values

@@ -36,7 +36,7 @@ def run(
     if json:
         as_json(facts)
         return
-    loss = {k: v for k, v in result.metrics.items() if k in ("loss", "eval_loss")}
+    loss = {k: v for k, v in result.metrics.items() if k in ("loss", "eval_loss", "reward") and v is not None}
     say(
         f"{result.dir}: {result.train_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, peak memory "
         f"{size(result.peak_rss_bytes)}" + "".join(f", {k} {v:.4g}" for k, v in loss.items())

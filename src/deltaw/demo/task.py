@@ -6,66 +6,29 @@ what it lacks is the skill and not only the format. The words come from a book, 
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import importlib.metadata
-import importlib.util
-import sys
-from collections.abc import Collection, Iterator
-from types import ModuleType
-
-from ..errors import MissingExtra
+from collections.abc import Collection
 
 NAME = "word_sequence_reversal"
 CONFIG = {"min_words": 3, "max_words": 6}
 SYSTEM = "Answer with only the final answer."  # the model before training gets it too
 LONGEST = 24  # new tokens; the longest answer of the held-out questions has 20
 
-GYM = "reasoning_gym"
-PACKAGES = (GYM, f"{GYM}.algorithmic")
-
 
 def questions(count: int, seed: int, without: Collection[str] = ()) -> list[dict[str, str]]:
     """`count` different questions as {"prompt", "completion"}; none of those in `without`. Question i of reasoning-gym
     is a function of seed + i. Errors: MissingExtra without reasoning-gym."""
+    from ..train.gym import Task
+
     out: dict[str, str] = {}
-    with _gym():
-        made = importlib.import_module(f"{PACKAGES[1]}.{NAME}")
-        config = made.WordSequenceReversalConfig(seed=seed, size=3 * count + 100, **CONFIG)
-        for row in made.WordSequenceReversalDataset(config):
-            question = row["question"].strip()
-            if question not in without:
-                out.setdefault(question, row["answer"].strip())
-            if len(out) == count:
-                break
+    for row in Task(NAME, CONFIG, seed, 3 * count + 100).entries:
+        question = row["question"].strip()
+        if question not in without:
+            out.setdefault(question, row["answer"].strip())
+        if len(out) == count:
+            break
     return [{"prompt": q, "completion": a} for q, a in out.items()]
 
 
 def version() -> str:
     return importlib.metadata.version("reasoning-gym")
-
-
-@contextlib.contextmanager
-def _gym() -> Iterator[None]:
-    """reasoning-gym with empty packages in place of its own: those import all of its hundred tasks and so eleven more
-    distributions, one of them (pycosat) in C and without a wheel. Afterwards its modules are as before."""
-    found = importlib.util.find_spec(GYM)
-    if found is None or not found.submodule_search_locations:
-        raise MissingExtra("the demo needs reasoning-gym: pip install --no-deps -r requirements-demo.txt")
-    root = next(iter(found.submodule_search_locations))
-    earlier = _take()
-    try:
-        for name in PACKAGES:
-            package = ModuleType(name)
-            package.__path__ = [root + name.removeprefix(GYM).replace(".", "/")]
-            sys.modules[name] = package
-        yield
-    finally:
-        _take()
-        sys.modules.update(earlier)
-
-
-def _take() -> dict[str, ModuleType]:
-    """Take reasoning-gym's modules out of sys.modules."""
-    names = [n for n in sys.modules if n == GYM or n.startswith(GYM + ".")]
-    return {n: sys.modules.pop(n) for n in names}

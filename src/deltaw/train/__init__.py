@@ -12,6 +12,7 @@ from .data import read_rows
 from .generation import evaluate, generate
 from .progress import Bar, Progress
 from .recipe import Recipe
+from .rewards import reward
 from .running import RunResult, run
 
-__all__ = ["Bar", "Progress", "Recipe", "RunResult", "evaluate", "generate", "load_base", "read_rows", "run"]
+__all__ = ["Bar", "Progress", "Recipe", "RunResult", "evaluate", "generate", "load_base", "read_rows", "reward", "run"]

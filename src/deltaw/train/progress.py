@@ -61,7 +61,7 @@ class Bar(Progress):
         if "eval_loss" in values:
             self.note(f"step {values['step']}: evaluation loss {values['eval_loss']:.4f}")
         elif "loss" in values and self.task is not None:
-            text = f"loss {values['loss']:.3f}"
+            text = f"reward {values['reward']:.3f}" if values.get("reward") is not None else f"loss {values['loss']:.3f}"
             if values.get("tokens_per_second"):
                 text += f"  {values['tokens_per_second']:,.0f} tok/s"
             self.bar.update(self.task, text=f"{text}  {values['rss_bytes'] / 1e9:.1f} GB")

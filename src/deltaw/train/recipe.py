@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import SpecError, nearest, need
 from ..plan import Plan
@@ -76,8 +76,51 @@ class TrainPart(Section):
         return value
 
 
+class GRPOPart(Section):
+    """Learning from rewards instead of answers; a recipe with this section trains by GRPO.
+
+    task: a task of reasoning-gym, its name or {name, its own settings}; or leave it out and name data.path. questions: how many
+    of the task. generations: completions for each question, which share one baseline. beta: of the KL term to the
+    base. iterations: steps on the same completions. rewards: {name: weight}, by default `task` or `exact`.
+    unlikeliness: of right answers the likelier ones get less (0.25 in its paper).
+    """
+
+    task: dict[str, Any] | None = None
+    questions: int = Field(500, ge=1)
+    generations: int = Field(8, ge=2)
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    beta: float = Field(0.0, ge=0)
+    epsilon: float = Field(0.2, gt=0)
+    iterations: int = Field(1, ge=1)
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    level: Literal["token", "sequence"] = "token"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    rewards: dict[str, float] | None = None
+    unlikeliness: float = Field(0.0, ge=0, lt=1)
+
+    @pydantic.field_validator("task", mode="before")  # type: ignore[untyped-decorator]
+    @classmethod
+    def _task(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, Mapping) and not isinstance(value.get("name"), str):
+            raise ValueError("a task needs at least {name: TASK}")
+        return value
+
+    @pydantic.field_validator("rewards", mode="before")  # type: ignore[untyped-decorator]
+    @classmethod
+    def _rewards(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
+        return dict.fromkeys(value, 1.0) if isinstance(value, (list, tuple)) else value
+
+    def rewards_or(self, task: bool) -> dict[str, float]:
+        return self.rewards or {"task" if task else "exact": 1.0}
+
+
 class Recipe(Section):
-    """model, data, plan, train, out. `plan` is a Plan as plain data, or just a method's key.
+    """model, data, plan, train, grpo, out. `plan` is a Plan as plain data, or just a method's key.
 
     model: a directory in the Hugging Face layout, a GGUF file, or "package:NAME" for a model inside an installed
     Python package. Errors: SpecError, naming every bad key with its nearest neighbours.
@@ -87,6 +130,7 @@ class Recipe(Section):
     data: DataPart = Field(default_factory=DataPart)
     plan: dict[str, Any] = Field(default_factory=lambda: Plan("lora").to_dict())
     train: TrainPart = Field(default_factory=TrainPart)
+    grpo: GRPOPart | None = None
     out: str = "runs/run"
 
     @pydantic.field_validator("plan", mode="before")  # type: ignore[untyped-decorator]
@@ -179,6 +223,8 @@ def _override(data: dict[str, Any], text: str) -> None:
             inner = {"key": inner}
         elif isinstance(inner, str) and word == "plan" and depth == 0:
             inner = {"method": inner}
+        elif isinstance(inner, str) and path[: depth + 1] == ["grpo", "task"]:
+            inner = {"name": inner}
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
@@ -194,10 +240,10 @@ def _override(data: dict[str, Any], text: str) -> None:
 def keys(model: Any = Recipe, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the schema, for messages and completion."""
     for name, field in model.model_fields.items():
-        inner = field.annotation
         yield prefix + name
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from keys(inner, f"{prefix}{name}.")
+        for inner in (field.annotation, *get_args(field.annotation)):  # a section, or one that may be left out
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from keys(inner, f"{prefix}{name}.")
 
 
 def _explain(error: Any) -> str:

@@ -20,12 +20,13 @@ from ..attach import Adapted, attach
 from ..errors import SpecError, StateMismatch, need
 from ..files import load
 from . import checkpoint, host
+from .adapting import Adapting, finite
 from .base import load_base
 from .batches import keeps_rows_apart
 from .curves import picture, site_norms
 from .data import examples, read_rows
 from .encode import Encoded, encode, pack, set_template
-from .engine import Engine, finite
+from .engine import Engine
 from .generation import pad_id
 from .measuring import as_asked, measure
 from .progress import Progress, choose
@@ -56,7 +57,7 @@ def run(
     resume: bool | str | os.PathLike[str] = False,
     progress: Progress | bool | None = None,
 ) -> RunResult:
-    """Train as the recipe says and leave in `out`: recipe.yaml, metrics.jsonl, curves.svg, run.json, adapter/ and the
+    """Train as the recipe says (from rewards, by GRPO, where it has a section `grpo`) and leave in `out`: recipe.yaml, metrics.jsonl, curves.svg, run.json, adapter/ and the
     last checkpoints.
 
     model, tokenizer: used instead of the recipe's `model`. resume: True goes on from the newest complete checkpoint in
@@ -94,7 +95,7 @@ def run(
         model, tokenizer = _base(r, model, tokenizer)
     if not getattr(model, "can_generate", lambda: True)() or getattr(model.config, "is_encoder_decoder", False):
         raise SpecError(f"{type(model).__name__} is no causal language model, and recipes train only those")
-    train, held = _data(r, tokenizer, note)
+    train, held = _data(r, tokenizer, note) if r.grpo is None else (None, None)
     if start is None:
         plan = r.the_plan()
         with world.main_process_first():  # the others read what it has kept
@@ -108,7 +109,7 @@ def run(
         note(f"resuming from {start}")
     facts = adapted.report()
     note(f"{adapted.plan.method}: {facts['sites']} sites, {facts['trainable']:,} trained numbers")
-    if r.train.packing:
+    if train is not None and r.train.packing:
         if keeps_rows_apart(model):
             rows = len(train.items)
             train.items = pack(train.items, r.train.max_length or max(len(i["input_ids"]) for i in train.items))
@@ -122,7 +123,13 @@ def run(
         r.save(out / "recipe.yaml")
     if r.train.grad_checkpointing:
         _checkpointing(model, True)
-    engine = Engine(adapted, r.train, out, train, held, pad_id(tokenizer), show)
+    engine: Adapting
+    if train is not None:
+        engine = Engine(adapted, r.train, out, train, held, pad_id(tokenizer), show)
+    else:
+        from .grpo import Policy  # TRL is an extra
+
+        engine = Policy(adapted, r, out, tokenizer, show)
     host.leave_group_at_exit()
     try:
         with interruptible(engine):
@@ -134,6 +141,7 @@ def run(
             engine.evaluate()
     finally:
         show.end()
+        engine.close()
         if r.train.grad_checkpointing:
             _checkpointing(model, False)
     model.eval()
@@ -141,7 +149,7 @@ def run(
 
 
 @contextlib.contextmanager
-def interruptible(engine: Engine) -> Iterator[None]:
+def interruptible(engine: Adapting) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends training after the step, with a checkpoint; a second one ends it at once.
 
     One process only: several would have to agree on the step.
@@ -232,7 +240,7 @@ def _set_aside(out: Path) -> Path | None:
 
 def _finish(
     r: Recipe,
-    engine: Engine,
+    engine: Adapting,
     out: Path,
     seconds: float,
     notes: list[str],
