@@ -118,8 +118,8 @@ def probe(
             stats = Stats.load(folder)
         else:
             needed = None
-            if plan is not None and "components" in measured(init) and hasattr(init, "ranks"):
-                needed = partial(init.ranks, starts(plan, firsts))
+            if plan is not None and "components" in measured(init) and (ranks := getattr(init, "ranks", None)) is not None:
+                needed = partial(ranks, starts(plan, firsts))
             with alone(model, seed):
                 if "gradient" in fresh:
                     ends = {n: [(a.site, a.flip) for a in assigned if (a.shares or a.site.name) == n] for n in stats.sites}

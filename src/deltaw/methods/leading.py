@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SMALL = 256  # LAPACK takes about 20 ms for it
+SMALL = 256  # LAPACK takes 15 ms for 256 x 256 and 0.3 s for 256 x 4096, on one core
 
 
 def leading(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError
@@ -57,12 +59,22 @@ def measure(model: Any, plan: Plan, train: Encoded, t: TrainPart, pad: int, show
             plan,
             loss=loss,
             forward=_inner(model, plan),
-            cache=cache_root() / "probes",
+            cache=_cache(),
             progress=step,
             seed=t.seed,
         )
     finally:
         show.end()
+
+
+def _cache() -> Path | None:
+    """Where measurements are kept; None where nothing can be written: then every process measures for itself."""
+    place = cache_root() / "probes"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return place if os.access(place, os.W_OK) else None
 
 
 def _inner(model: Any, plan: Plan) -> Any:

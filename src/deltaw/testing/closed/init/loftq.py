@@ -9,7 +9,7 @@ from deltaw.methods.init.loftq import LoftQ
 from .lora_ga import triplets
 
 INITS = [LoftQ()]
-PEFT = "T = 1 and 3 against loftq_init, where bitsandbytes runs"
+PEFT = "T = 1, 2 and 4 against loftq_init, where bitsandbytes runs"
 
 
 def closed(init: LoftQ, W: Tensor, stats: dict[str, Tensor], r: int, s: float) -> tuple[Tensor, Tensor, None]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from deltaw.methods.init.pissa import PiSSA
 
 INITS = [PiSSA(), PiSSA(niter=8)]
-PEFT = "pissa against PEFT's, bit for bit up to signs and rounding"
+PEFT = "pissa against PEFT's, up to signs and rounding"
 
 
 def closed(init: PiSSA, W: Tensor, stats: dict[str, Tensor], r: int, s: float) -> tuple[Tensor, Tensor, Tensor]:
