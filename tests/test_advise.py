@@ -34,7 +34,12 @@ def test_without_data_the_rate_is_carried():
     assert math.isclose(advise(tiny_model(), rank=4, alpha=8.0).lr, 2 * found.lr)
     rooted = advise(tiny_model(), "rslora", rank=4)
     assert math.isclose(rooted.lr, found.lr / 2**0.5) and "usual" in [e["because"] for e in rooted.evidence]
-    assert found.overrides == ["plan.method=lora", "plan.method.r=16", "plan.method.alpha=32", f"train.lr={found.lr:.2g}"]
+    assert found.overrides == [
+        "plan.method=lora",
+        "plan.method.r=16",
+        "plan.method.alpha=32",
+        f"train.lr={found.lr:.2g}",
+    ]
 
 
 def test_methods_without_a_law_say_so():
@@ -86,7 +91,12 @@ def test_the_ladder_goes_on_at_its_end(monkeypatch):
         monkeypatch.setattr(module, "_probe", lambda model, plan, data, lr, *rest: abs(math.log(lr / best, 4)))
         return [round(math.log(row["lr"], 4)) for row in ladder(None, None, None, 1.0, 1, 1, 0, lambda line: None)]
 
-    assert run(1.0) == [-1, 0, 1] and run(4.0) == [-1, 0, 1, 2] and run(4.0**5) == [-1, 0, 1, 2, 3] and run(4.0**-2) == [-3, -2, -1, 0, 1]
+    assert (
+        run(1.0) == [-1, 0, 1]
+        and run(4.0) == [-1, 0, 1, 2]
+        and run(4.0**5) == [-1, 0, 1, 2, 3]
+        and run(4.0**-2) == [-3, -2, -1, 0, 1]
+    )
 
 
 def test_too_few_rows_and_a_rate_that_breaks(probed):

@@ -74,7 +74,9 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 4) ->
 @pytest.mark.parametrize("delta", [False, True])
 def test_at_the_base_it_is_plain_torch(std, delta):
     plain, ours = made(BASE, std=std), made(BASE, std=std)
-    rule = deltaw.mup(ours, made(BASE, 1), delta=made(40) if delta else None, start="auto" if std is None else "constant")
+    rule = deltaw.mup(
+        ours, made(BASE, 1), delta=made(40) if delta else None, start="auto" if std is None else "constant"
+    )
     want = train(plain, torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0, fused=True))
     assert torch.equal(train(ours, deltaw.optimizer(ours, rule, 1e-2)), want)
 
@@ -87,7 +89,11 @@ def test_the_start_of_torchs_layers():
     for name, p in was.named_parameters():
         factor = k**0.5 if name in ("head.weight", "head.bias", "up.bias", "down.bias") else 1.0
         torch.testing.assert_close(model.get_parameter(name), p * factor, rtol=1e-6, atol=0)
-    assert rule.readouts == ("head.weight",) and rule.base["up.weight"] == [2 * BASE, BASE] and rule.base["head.weight"] == [None, BASE]
+    assert (
+        rule.readouts == ("head.weight",)
+        and rule.base["up.weight"] == [2 * BASE, BASE]
+        and rule.base["head.weight"] == [None, BASE]
+    )
     x = torch.randn(3, 64)
     torch.testing.assert_close(model.head(x), nn.functional.linear(x / k, model.head.weight, model.head.bias))
 
@@ -96,7 +102,9 @@ def test_the_start_of_one_std_for_all():
     was, model = made(64, std=0.02), made(64, std=0.02)
     deltaw.mup(model, made(BASE), start="constant", output_mult=3.0)
     for name, p in was.named_parameters():
-        torch.testing.assert_close(model.get_parameter(name), p * (0.5 if name in ("up.weight", "down.weight") else 1.0))
+        torch.testing.assert_close(
+            model.get_parameter(name), p * (0.5 if name in ("up.weight", "down.weight") else 1.0)
+        )
     x = torch.randn(3, 64)
     torch.testing.assert_close(model.head(x), nn.functional.linear(3 * x / 4, model.head.weight, model.head.bias))
 
@@ -130,6 +138,18 @@ def test_a_tied_head_is_a_table():
     assert torch.equal(model.table.weight, was.table.weight)
     rates = {n: g["lr"] for g in deltaw.optimizer(model, rule, 0.1).param_groups for n in g["param_names"]}
     assert rates["table.weight"] == 0.1 and rates["up.weight"] == 0.05
+
+
+def test_a_weight_of_two_layers_is_scaled_once():
+    def net(width):
+        model = nn.Sequential(nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    model = net(32)
+    before = model[0].weight.detach().clone()
+    deltaw.mup(model, net(8), start="constant")
+    torch.testing.assert_close(model[0].weight.detach(), before / 2)
 
 
 def test_a_layer_stored_the_other_way():
@@ -213,7 +233,9 @@ def test_sizes_grow_with_the_width_and_under_mup_they_do_not(check):
             assert abs(slopes[which][layer]) < 0.1, slopes
         # what tokens share by chance still falls like 1 / sqrt(width) at these widths; what was learnt about a token stays
         assert -0.25 < slopes[which]["head"] < 0.05, slopes
-    assert math.isnan(check.slope("mup", "head", 0)) and abs(check.slope("standard", "head", 0)) < 0.1  # the head of muP starts at zero
+    assert (
+        math.isnan(check.slope("mup", "head", 0)) and abs(check.slope("standard", "head", 0)) < 0.1
+    )  # the head of muP starts at zero
 
 
 def test_umup_starts_at_one():
@@ -221,7 +243,9 @@ def test_umup_starts_at_one():
     deltaw.umup(model)
     seen = {}
     for name in ("table", "up", "down"):
-        model.get_submodule(name).register_forward_hook(lambda m, a, y, n=name: seen.__setitem__(n, float(y.detach().square().mean().sqrt())))
+        model.get_submodule(name).register_forward_hook(
+            lambda m, a, y, n=name: seen.__setitem__(n, float(y.detach().square().mean().sqrt()))
+        )
     model(IDS)
     assert abs(seen["table"] - 1) < 0.1 and abs(seen["up"] - 1) < 0.1
     assert abs(seen["down"] - 0.5**0.5) < 0.15  # behind a plain relu, which halves the square
@@ -238,6 +262,44 @@ def test_the_check_draws_itself(check, tmp_path):
         coordinates(lambda w: Net(w), (16,), loss)
     with pytest.raises(SpecError, match="'sp'"):
         coordinates(lambda w: Net(w), (16, 32), loss, parametrisations=("sp",))
+
+
+def test_the_command(tmp_path, capfd):
+    pytest.importorskip("transformers")
+    from deltaw.cli import main
+
+    words = [
+        "coordinates",
+        "--widths",
+        "16,32",
+        "--steps",
+        "1",
+        "--seeds",
+        "1",
+        "--parametrisations",
+        "standard,mup,umup",
+    ]
+    capfd.readouterr()
+    assert main([*words, "--lr", "1e-2,1e-2,1", "--out", str(tmp_path / "c.svg"), "--json"]) == 0
+    data = json.loads(capfd.readouterr().out)
+    assert data["lr"] == {"standard": 0.01, "mup": 0.01, "umup": 1.0} and "lm_head" in data["slopes"]["mup"]
+    assert "lm_head" in (tmp_path / "c.svg").read_text()
+    assert main([*words, "--lr", "1,2"]) == 2 and main(["coordinates", "--widths", "a"]) == 2
+
+
+def test_a_model_at_another_width():
+    pytest.importorskip("transformers")
+    from deltaw.study.widths import at_width, drawn, tiny_config
+
+    config = tiny_config(width=64)
+    wide, odd = at_width(config, 128), at_width(config, 72)
+    assert (wide.hidden_size, wide.intermediate_size, wide.num_attention_heads, wide.head_dim) == (128, 256, 8, 16)
+    assert (odd.hidden_size, odd.num_attention_heads, odd.head_dim) == (72, 4, 18), (
+        "the heads' size grows where their number cannot"
+    )
+    assert drawn(odd).lm_head.weight.shape == (256, 72) and config.hidden_size == 64
+    with pytest.raises(SpecError, match="whole number"):
+        at_width(config, 65)
 
 
 # ---- LoRA's rates
@@ -284,7 +346,7 @@ def right_rate(start: str, n: int, r: int, s: float, steps: int = 10) -> float:
             opt.zero_grad()
             (s * (x @ A.mT) @ B.mT - 100 * aim).square().mean().backward()  # far away: the direction stays
             opt.step()
-        return float((s * (x @ A.mT) @ B.mT).square().mean().sqrt())
+        return float((s * (x @ A.mT) @ B.mT).detach().square().mean().sqrt())
 
     low, high = 1e-7, 10.0
     for _ in range(22):

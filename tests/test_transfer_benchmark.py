@@ -66,4 +66,7 @@ def test_quick(script, tmp_path):
     (tmp_path / "docs").mkdir()
     script.report(tmp_path, tmp_path / "docs" / "transfer.md")
     page = (tmp_path / "docs" / "transfer.md").read_text()
-    assert "| muP | 32 |" in page and (tmp_path / "docs" / "benchmarks" / "transfer.svg").read_text().count('class="curve"') == 4
+    assert (
+        "| muP | 32 |" in page
+        and (tmp_path / "docs" / "benchmarks" / "transfer.svg").read_text().count('class="curve"') == 4
+    )

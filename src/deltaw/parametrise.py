@@ -49,7 +49,9 @@ def base_shapes(model: nn.Module, base: nn.Module) -> Shapes:
     here, there = ({k: tuple(p.shape) for k, p in m.named_parameters()} for m in (model, base))
     if here.keys() != there.keys():
         odd = sorted(here.keys() ^ there.keys())
-        raise SpecError(f"the two models have other parameters, first '{odd[0]}': muP compares the same model at two widths")
+        raise SpecError(
+            f"the two models have other parameters, first '{odd[0]}': muP compares the same model at two widths"
+        )
     for name in here:
         if len(here[name]) != len(there[name]):
             raise ShapeError(f"{name}: {here[name]} here and {there[name]} in the base have other dims")
@@ -90,11 +92,12 @@ def mup(
     """
     known = base_shapes(model if delta is None else delta, base)
     base_shapes(model, base)  # the same parameters
-    _once(model)
     if start == "auto":
-        start = "constant" if getattr(getattr(model, "config", None), "initializer_range", None) is not None else "fan_in"
-    where, done, readouts, turned = dict(base.named_modules()), set[str](), [], []
+        start = (
+            "constant" if getattr(getattr(model, "config", None), "initializer_range", None) is not None else "fan_in"
+        )
     tables = {w for site, w, _ in layers(model) if site.kind == "embedding"}
+    found, turned = [], []
     for site, name, module in layers(model):
         if site.kind == "embedding":
             continue
@@ -103,16 +106,19 @@ def mup(
             turned.append(name)
             sizes, shape = sizes[::-1], shape[::-1]
         out, into = (d / b if b is not None else None for d, b in zip(shape[:2], sizes[:2]))
-        head = out is None and into is not None
+        if zero_readout and out is None and into is not None and name in tables:
+            raise SpecError(f"{site.name} is tied to an embedding: it cannot start at zero")
+        found.append((name, module, out is not None, into))
+    _once(model)  # from here on the model is changed
+    where, readouts, done = dict(base.named_modules()), [], set[str]()
+    for name, module, wide, into in found:
+        head = not wide and into is not None
         if head:
-            assert into is not None
             readouts.append(name)
-            module.register_forward_pre_hook(Times(output_mult / into).before)
-        if fresh and name not in done:
-            own = name not in tables
-            if head and zero_readout and not own:
-                raise SpecError(f"{site.name} is tied to an embedding: it cannot start at zero")
-            _rescale(module, start, head, out is not None, into, own, head and zero_readout)
+            module.register_forward_pre_hook(Times(output_mult / (into or 1.0)).before)
+        if fresh:
+            own = name not in tables and name not in done  # a weight of two layers is scaled once
+            _rescale(module, start, head, wide, into, own, head and zero_readout)
             done.add(name)
     for name, module in model.named_modules():
         d, scaling, there = getattr(module, "head_dim", None), getattr(module, "scaling", None), where.get(name)
@@ -126,7 +132,7 @@ def _rescale(module: nn.Module, start: str, head: bool, wide: bool, into: float 
     weight, bias = module.weight, getattr(module, "bias", None)
     if zero:
         weight.zero_()
-    elif own and into is not None:
+    if own and into is not None:
         if head and start == "fan_in":
             weight.mul_(into**0.5)
         if wide and start == "constant":
@@ -137,7 +143,9 @@ def _rescale(module: nn.Module, start: str, head: bool, wide: bool, into: float 
         bias.mul_(into**0.5)
 
 
-def umup(model: nn.Module, *, fresh: bool = True, seed: int = 0, attention_mult: float = 1.0, inner: Any = "adamw") -> UMuP:
+def umup(
+    model: nn.Module, *, fresh: bool = True, seed: int = 0, attention_mult: float = 1.0, inner: Any = "adamw"
+) -> UMuP:
     """Put a model into u-muP, in place and once: weights N(0, 1), factors in the forward; and give its update rule.
 
     y = W x / sqrt n in every linear layer, W x / n in the head (`get_output_embeddings`), scores attention_mult q k / d, biases zero. A
@@ -178,7 +186,9 @@ def umup(model: nn.Module, *, fresh: bool = True, seed: int = 0, attention_mult:
 def _once(model: nn.Module) -> None:
     """A second time would scale what is scaled already."""
     if model.__dict__.get(MARK):
-        raise SpecError("this model is parametrised already; a model is put into muP or u-muP once (fresh=False for one whose weights are loaded)")
+        raise SpecError(
+            "this model is parametrised already; a model is put into muP or u-muP once (fresh=False for one whose weights are loaded)"
+        )
     model.__dict__[MARK] = True
 
 

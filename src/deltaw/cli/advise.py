@@ -15,8 +15,12 @@ def run(
     method: Annotated[str, typer.Option(help="A method's key.")] = "lora",
     rank: Annotated[int | None, typer.Option(help="A rank that is fixed already.")] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that is fixed already.")] = None,
-    targets: Annotated[str, typer.Option(help="Where: all-linear, a pattern, or module names with commas.")] = "all-linear",
-    data: Annotated[str | None, typer.Option(help="Rows to learn from; short probe runs on them choose the rate.")] = None,
+    targets: Annotated[
+        str, typer.Option(help="Where: all-linear, a pattern, or module names with commas.")
+    ] = "all-linear",
+    data: Annotated[
+        str | None, typer.Option(help="Rows to learn from; short probe runs on them choose the rate.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of a probe run.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Rows in a step.")] = 4,

@@ -12,7 +12,9 @@ from .source import MODEL_HELP
 
 
 def run(
-    source: Annotated[str | None, typer.Argument(help=f"Whose architecture; by default a Llama of two layers. {MODEL_HELP}")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help=f"Whose architecture; by default a Llama of two layers. {MODEL_HELP}")
+    ] = None,
     widths: Annotated[str, typer.Option(help="Sizes of the hidden state, in ascending order.")] = "32,64,128,256",
     parametrisations: Annotated[str, typer.Option(help="Of standard, mup, umup.")] = "standard,mup",
     lr: Annotated[str, typer.Option(help="AdamW's rate: one, or one for each parametrisation.")] = "1e-2",
@@ -29,7 +31,11 @@ def run(
     from ..study.coordinates import coordinates
     from ..study.widths import at_width, drawn, tiny_config
 
-    sizes, names, rates = _ints(widths), [p.strip() for p in parametrisations.split(",")], [float(v) for v in lr.split(",")]
+    sizes, names, rates = (
+        _ints(widths),
+        [p.strip() for p in parametrisations.split(",")],
+        [float(v) for v in lr.split(",")],
+    )
     if len(rates) not in (1, len(names)):
         raise SpecError(f"--lr takes one rate or one for each of {', '.join(names)}; found {len(rates)}")
     config = tiny_config() if source is None else _config(source)
@@ -50,13 +56,24 @@ def run(
         as_json(found.to_dict())
         return
     last = found.steps[-1]
-    heads = [f"{p}: {w}" for p in found.parametrisations for w in sizes] + [f"slope {p}" for p in found.parametrisations]
+    heads = [f"{p}: {w}" for p in found.parametrisations for w in sizes] + [
+        f"slope {p}" for p in found.parametrisations
+    ]
     rows = []
     for name in found.layers:
         curves = [dict(found.curve(p, name, last)) for p in found.parametrisations]
-        rows.append([name, *(c.get(float(w)) for c in curves for w in sizes), *(round(found.slope(p, name), 2) for p in found.parametrisations)])
+        rows.append(
+            [
+                name,
+                *(c.get(float(w)) for c in curves for w in sizes),
+                *(round(found.slope(p, name), 2) for p in found.parametrisations),
+            ]
+        )
     table(["layer", *heads], rows)
-    say(f"mean |activation| after {last} steps; slope: d log size / d log width, 0 keeps its size" + (f"; drawn in {out}" if out else ""))
+    say(
+        f"mean |activation| after {last} steps; slope: d log size / d log width, 0 keeps its size"
+        + (f"; drawn in {out}" if out else "")
+    )
 
 
 def _ints(text: str) -> list[int]:

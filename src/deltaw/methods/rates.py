@@ -33,5 +33,7 @@ def suggest_lr(lr: float, source: Setting, target: Setting) -> float:
     """The rate for `target` where lr is right for `source`. SpecError between kinds whose laws share no constant."""
     kinds = {(s.start == "A", s.start == "A" and s.small) for s in (source, target)}
     if len(kinds) > 1:
-        raise SpecError(f"a rate tuned for {source} says nothing about {target}: start both from the same factor (B and full share a law)")
+        raise SpecError(
+            f"a rate tuned for {source} says nothing about {target}: start both from the same factor (B and full share a law)"
+        )
     return lr * target.law / source.law

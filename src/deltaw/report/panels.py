@@ -33,7 +33,9 @@ def panels(found: Mapping[str, Curves], x: str, y: str, log: str = "xy", best: b
 
     All panels share both scales. Curves later in a panel are drawn stronger. Points that are not finite are left out.
     """
-    kept = {p: {c: [q for q in v if all(map(math.isfinite, q))] for c, v in curves.items()} for p, curves in found.items()}
+    kept = {
+        p: {c: [q for q in v if all(map(math.isfinite, q))] for c, v in curves.items()} for p, curves in found.items()
+    }
     points = [q for curves in kept.values() for v in curves.values() for q in v]
     if not points:
         raise ValueError("there is nothing finite to draw")
@@ -49,11 +51,24 @@ def panels(found: Mapping[str, Curves], x: str, y: str, log: str = "xy", best: b
     parts.append(text(WIDTH - TAIL, TOP + HEIGHT + 34, x, "end"))
     height = TOP + HEIGHT + 42
     size = {"viewBox": f"0 0 {WIDTH} {height}", "width": WIDTH, "height": height}
-    return str(tag("svg", join(parts), xmlns="http://www.w3.org/2000/svg", role="img", aria_label=f"{y} over {x}", **size)) + "\n"
+    return (
+        str(tag("svg", join(parts), xmlns="http://www.w3.org/2000/svg", role="img", aria_label=f"{y} over {x}", **size))
+        + "\n"
+    )
 
 
 def _panel(
-    name: str, curves: Curves, left: float, wide: float, across: Point, up: Point, logx: bool, logy: bool, seen: list[float], first: bool, best: bool
+    name: str,
+    curves: Curves,
+    left: float,
+    wide: float,
+    across: Point,
+    up: Point,
+    logx: bool,
+    logy: bool,
+    seen: list[float],
+    first: bool,
+    best: bool,
 ) -> list[Any]:
     def place(v: float, ends: Point, log: bool) -> float:
         low, high, v = (math.log(t) for t in (*ends, v)) if log else (*ends, v)
@@ -69,21 +84,33 @@ def _panel(
         parts += [text(left - 6, float(h) + 4, f"{v:g}", "end")] if first else []
     for v in seen if len(seen) <= 5 else marks(*across, logx):
         parts.append(text(at((v, up[0]))[0], TOP + HEIGHT + 16, f"{v:g}", "middle"))
-    ends: list[float] = []
+    ends: list[tuple[float, float, str]] = []
     for i, (curve, v) in enumerate(curves.items()):
         if not v:
             continue
         shade = f"{0.35 + 0.65 * (i + 1) / len(curves):.2f}"
         path = " ".join("{:.1f},{:.1f}".format(*at(q)) for q in v)
-        parts.append(tag("polyline", points=path, stroke_width=2, stroke_linejoin="round", stroke_opacity=shade, class_="curve"))
+        parts.append(
+            tag("polyline", points=path, stroke_width=2, stroke_linejoin="round", stroke_opacity=shade, class_="curve")
+        )
         low = min(v, key=lambda q: q[1])
         for q in v:
             cx, cy = at(q)
             hint = tag("title", f"{name}, {curve}: {q[1]:.4g} at {q[0]:g}")
-            parts.append(tag("circle", hint, cx=f"{cx:.1f}", cy=f"{cy:.1f}", r=5 if best and q == low else 2.5, fill_opacity=shade, class_="dot"))
-        h = at(v[-1])[1] + 4
-        while any(abs(h - other) < 12 for other in ends):
-            h += 12
-        ends.append(h)
-        parts.append(text(at(v[-1])[0] + 7, h, curve))
+            parts.append(
+                tag(
+                    "circle",
+                    hint,
+                    cx=f"{cx:.1f}",
+                    cy=f"{cy:.1f}",
+                    r=5 if best and q == low else 2.5,
+                    fill_opacity=shade,
+                    class_="dot",
+                )
+            )
+        ends.append((at(v[-1])[1] + 4, at(v[-1])[0] + 7, curve))
+    last = -math.inf
+    for h, px, curve in sorted(ends):  # from the top down, so that names stand in the order of the curves
+        last = max(h, last + 12)
+        parts.append(text(px, last, curve))
     return parts

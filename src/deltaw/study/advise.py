@@ -18,7 +18,9 @@ from ..plan import Plan, preview
 from ..spec import Method, change, from_config, layers_of, scale_of
 
 ALPHA = 32.0  # for methods with s = alpha / r
-ANCHOR = Setting(n=4096, r=64, s=16 / 64)  # LoRA, AdamW: 2e-4 for LLaMA 7B and 13B (QLoRA, arXiv:2305.14314, appendix B)
+ANCHOR = Setting(
+    n=4096, r=64, s=16 / 64
+)  # LoRA, AdamW: 2e-4 for LLaMA 7B and 13B (QLoRA, arXiv:2305.14314, appendix B)
 ANCHOR_LR = 2e-4
 FULL, FULL_LR = Setting(n=4096, start="full"), 2e-5  # all of LLaMA 7B (Alpaca)
 BITS = 2.0  # that a trained number can hold (arXiv:2404.05405, of whole models)
@@ -102,8 +104,18 @@ def advise(
     if "alpha" in names:
         given, alpha = alpha is not None, ALPHA if alpha is None else alpha
         chosen = change(chosen, {"alpha": float(alpha)})
-        over_r = "r" in names and math.isclose(scale_of(change(chosen, {"r": 4})), scale_of(change(chosen, {"r": 16})) * 4)
-        says("alpha", alpha, "as given" if given else "fixed: with s = alpha / r the best rate is then the same at every rank" if over_r else "usual")
+        over_r = "r" in names and math.isclose(
+            scale_of(change(chosen, {"r": 4})), scale_of(change(chosen, {"r": 16})) * 4
+        )
+        says(
+            "alpha",
+            alpha,
+            "as given"
+            if given
+            else "fixed: with s = alpha / r the best rate is then the same at every rank"
+            if over_r
+            else "usual",
+        )
     elif alpha is not None:
         raise SpecError(f"{chosen.key} has no alpha")
     if "r" in names:
@@ -119,7 +131,11 @@ def advise(
         top = min(probe, key=lambda row: row["loss"])
         if top["loss"] < before:
             lr = top["lr"]
-            says("rate", f"{lr:.2g}", f"the best of {len(probe)} rates after {steps} steps of {batch}: loss {top['loss']:.4f}; an upper bound for long runs")
+            says(
+                "rate",
+                f"{lr:.2g}",
+                f"the best of {len(probe)} rates after {steps} steps of {batch}: loss {top['loss']:.4f}; an upper bound for long runs",
+            )
         else:
             says("rate", f"{lr:.2g}", f"the carried one: no rate of the probe lowered the loss in {steps} steps")
     config = {"key": chosen.key} | {f.name: getattr(chosen, f.name) for f in fields(chosen) if f.name in ("r", "alpha")}  # type: ignore[arg-type]
@@ -134,7 +150,16 @@ def _inputs(site: Any) -> int:
     return int(max(matrices, key=lambda p: p.numel()).shape[-1]) if matrices else 1
 
 
-def _rank(model: nn.Module, plan: Plan, method: Method, rank: int | None, data: Data | None, before: float | None, most: int, says: Any) -> int:
+def _rank(
+    model: nn.Module,
+    plan: Plan,
+    method: Method,
+    rank: int | None,
+    data: Data | None,
+    before: float | None,
+    most: int,
+    says: Any,
+) -> int:
     if rank is not None:
         says("rank", rank, "as given")
         return rank
@@ -145,7 +170,11 @@ def _rank(model: nn.Module, plan: Plan, method: Method, rank: int | None, data: 
     room = [r for r in RANKS if r <= most] or [most]
     sizes = {r: preview(model, replace(plan, method=change(method, {"r": r}))).trainable for r in room}
     rank = next((r for r in room if BITS * sizes[r] >= bits), room[-1])
-    says("rank", rank, f"{data.labels:,} labels of {before / math.log(2):.2f} bits are {bits:,.0f} bits; {sizes[rank]:,} trained numbers hold {BITS * sizes[rank]:,.0f}")
+    says(
+        "rank",
+        rank,
+        f"{data.labels:,} labels of {before / math.log(2):.2f} bits are {bits:,.0f} bits; {sizes[rank]:,} trained numbers hold {BITS * sizes[rank]:,.0f}",
+    )
     return rank
 
 
@@ -156,20 +185,30 @@ def _carried(method: Method, n: int, rank: int | None, says: Any) -> float:
     if {"A", "B"} <= found and rank is not None:
         s = scale_of(method)
         lr = suggest_lr(ANCHOR_LR, ANCHOR, Setting(n, rank, s))
-        says("carried rate", f"{lr:.2g}", f"{ANCHOR_LR:g} at width {ANCHOR.n}, r {ANCHOR.r}, s {ANCHOR.s:g} (QLoRA), times sqrt(s r n) there over {s * rank * n:,.0f} here")
+        says(
+            "carried rate",
+            f"{lr:.2g}",
+            f"{ANCHOR_LR:g} at width {ANCHOR.n}, r {ANCHOR.r}, s {ANCHOR.s:g} (QLoRA), times sqrt(s r n) there over {s * rank * n:,.0f} here",
+        )
     elif inner.sites == "module":  # all of the weights there
         lr = suggest_lr(FULL_LR, FULL, Setting(n, start="full"))
         says("carried rate", f"{lr:.2g}", f"{FULL_LR:g} at width {FULL.n} for all of the weights, times {FULL.n} / {n}")
     else:
         lr = 1e-3
-        says("carried rate", f"{lr:g}", f"a usual one: no law in width and rank is known for {method.key}; only a probe can tell")
+        says(
+            "carried rate",
+            f"{lr:g}",
+            f"a usual one: no law in width and rank is known for {method.key}; only a probe can tell",
+        )
     return lr
 
 
 # ---- the probe
 
 
-def prepared(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int = 256, where: str = "data", held: int = 32) -> Data:
+def prepared(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int = 256, where: str = "data", held: int = 32
+) -> Data:
     """Rows as `deltaw train` takes them (messages, prompt/completion, alpaca, text), a quarter of them, at most `held`, kept to score."""
     from ..train.data import examples
     from ..train.encode import encode
@@ -178,7 +217,9 @@ def prepared(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int 
     found, _ = examples(list(rows), "auto", chat=bool(getattr(tokenizer, "chat_template", None)), where=where)
     encoded = encode(found, tokenizer, max_length)
     if len(encoded.items) < LEAST:
-        raise SpecError(f"{where}: a probe needs at least {LEAST} rows with something to learn; found {len(encoded.items)}")
+        raise SpecError(
+            f"{where}: a probe needs at least {LEAST} rows with something to learn; found {len(encoded.items)}"
+        )
     order = torch.randperm(len(encoded.items), generator=torch.Generator().manual_seed(0)).tolist()
     cut = min(held, len(order) // 4)
     items = [encoded.items[i] for i in order]
@@ -189,11 +230,15 @@ def score(model: nn.Module, data: Data, batch: int) -> float:
     from ..train.encode import Encoded
     from ..train.engine import held_out
 
-    total, count = held_out(model, Encoded(data.held, len(data.held)), batch, data.pad, next(model.parameters()).device).tolist()
+    total, count = held_out(
+        model, Encoded(data.held, len(data.held)), batch, data.pad, next(model.parameters()).device
+    ).tolist()
     return float(total / count)
 
 
-def ladder(model: nn.Module, plan: Plan, data: Data, lr: float, steps: int, batch: int, seed: int, tell: Callable[[str], None]) -> list[dict[str, float]]:
+def ladder(
+    model: nn.Module, plan: Plan, data: Data, lr: float, steps: int, batch: int, seed: int, tell: Callable[[str], None]
+) -> list[dict[str, float]]:
     """Probe runs at lr / 4, lr and 4 lr, and on at whichever end is best, twice at most."""
     found: dict[int, float] = {}
 
@@ -225,7 +270,9 @@ def _probe(model: nn.Module, plan: Plan, data: Data, lr: float, steps: int, batc
             for step in range(steps):
                 for group in optimizer.param_groups:  # a warm-up of a fifth
                     group["lr"] = lr * min(1.0, (step + 1) / max(1, steps // 5))
-                total, count = label_loss(model, {k: v.to(next(model.parameters()).device) for k, v in next(source).items()})
+                total, count = label_loss(
+                    model, {k: v.to(next(model.parameters()).device) for k, v in next(source).items()}
+                )
                 optimizer.zero_grad()
                 (total / count).backward()
                 nn.utils.clip_grad_norm_(adapted.trainable().values(), 1.0)

@@ -31,7 +31,9 @@ class Coordinates:
         """[(width, size)], seeds averaged in the logarithm."""
         found: dict[int, list[float]] = {}
         for r in self.rows:
-            if (r["parametrisation"], r["layer"], r["step"]) == (parametrisation, layer, step) and 0 < r["size"] < math.inf:
+            if (r["parametrisation"], r["layer"], r["step"]) == (parametrisation, layer, step) and 0 < r[
+                "size"
+            ] < math.inf:
                 found.setdefault(r["width"], []).append(math.log(r["size"]))
         return [(float(w), math.exp(sum(v) / len(v))) for w, v in sorted(found.items())]
 
@@ -107,10 +109,18 @@ def coordinates(
                     model = make(width)
                     rule = inner
                     if which == MUP:
-                        rule = mup(model, make(base), delta=make(widest if widest != base else 2 * base), zero_readout=True, inner=inner)
+                        rule = mup(
+                            model,
+                            make(base),
+                            delta=make(widest if widest != base else 2 * base),
+                            zero_readout=True,
+                            inner=inner,
+                        )
                     elif which == UMUP:
                         rule = umup(model, seed=seed, inner=inner)
-                    for step, sizes in enumerate(_sizes(model, optimizer(model, rule, rates[which]), loss, steps, chosen)):
+                    for step, sizes in enumerate(
+                        _sizes(model, optimizer(model, rule, rates[which]), loss, steps, chosen)
+                    ):
                         more = {"parametrisation": which, "width": width, "seed": seed, "step": step}
                         rows += [{**more, "layer": layer, "size": size} for layer, size in sizes.items()]
     return Coordinates(rows, rates)

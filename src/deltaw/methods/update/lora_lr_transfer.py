@@ -30,7 +30,9 @@ class LoraLrTransfer:
     inner: object = AdamW()
     pairs: ClassVar[bool] = True
 
-    def optimizer(self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         def factor(name: str, p: nn.Parameter) -> tuple[float, float]:
             site, _, tensor = name.rpartition(".")
             A = named.get(f"{site}.A")

@@ -44,13 +44,15 @@ class MuP:
         grown = grown[::-1] if name in self.turned else grown
         widths, adam = [k for k in grown if k is not None], self.like == "adam"
         if len(widths) > 2:
-            raise SpecError(f"{name}: muP has rules for one or two dims that are widths; found {len(widths)} in {sizes}")
+            raise SpecError(f"{name}: muP is about one or two dims that are widths; found {len(widths)}")
         if len(widths) == 2:
             return 1 / widths[1] if adam else widths[0] / widths[1]
         reads = p.dim() > 1 and grown[0] is None and name not in lookups and name not in self.readouts
         return 1.0 if not widths else 1 / widths[0] if reads else 1.0 if adam else widths[0]
 
-    def optimizer(self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         def both(name: str, p: nn.Parameter) -> tuple[float, float]:
             f = self.factor(name, p, about.lookups)
             return f, 1 / f

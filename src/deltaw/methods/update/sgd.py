@@ -29,4 +29,6 @@ class SGD:
         self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
     ) -> torch.optim.Optimizer:
         groups = [{"params": list(named.items())}]
-        return fused(torch.optim.SGD, groups, lr, **{"momentum": self.momentum, "weight_decay": self.weight_decay, **kw})
+        return fused(
+            torch.optim.SGD, groups, lr, **{"momentum": self.momentum, "weight_decay": self.weight_decay, **kw}
+        )

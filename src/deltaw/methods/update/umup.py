@@ -35,7 +35,9 @@ class UMuP:
         fan_in = p.shape[0] if name in self.turned else p[0].numel()
         return float(deep * fan_in**-0.5)
 
-    def optimizer(self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
         def both(name: str, p: nn.Parameter) -> tuple[float, float]:
             f = self.factor(name, p)
             return f, 1 / (lr * f) if lr else 1.0

@@ -18,12 +18,21 @@ LAWS: dict[str, list[int | None]] = {
     **{f"blocks.{i}.up.weight": [None, 8] for i in range(2)},
 }  # fmt: skip
 BOTH = {**LAWS, "tall.weight": [3, 2], "wide.weight": [3, 3], "tall.bias": [3]}  # 12 x 6, 6 x 12, 12
-HEAD = {**LAWS, "tall.weight": [None, 2], "wide.weight": [3, None], "tall.bias": [None]}  # a head, and a layer that reads no width
+HEAD = {
+    **LAWS,
+    "tall.weight": [None, 2],
+    "wide.weight": [3, None],
+    "tall.bias": [None],
+}  # a head, and a layer that reads no width
 RULES = [
     MuP(BOTH), MuP(BOTH, inner=AdamW(weight_decay=0.1)), MuP(HEAD), MuP(HEAD, readouts=("tall.weight",)), MuP(BOTH, turned=("tall.weight",)),
     MuP(BOTH, inner=SGD(), like="sgd"), MuP(HEAD, readouts=("tall.weight",), inner=SGD(), like="sgd"), MuP(),
 ]  # fmt: skip
-ADAM = [(1 / 3, 1 / 4, 1.0)] * 2 + [(1 / 3, 1.0, 1.0), (1.0, 1.0, 1.0), (1 / 4, 1 / 4, 1.0)]  # of tall.weight, wide.weight, tall.bias
+ADAM = [(1 / 3, 1 / 4, 1.0)] * 2 + [
+    (1 / 3, 1.0, 1.0),
+    (1.0, 1.0, 1.0),
+    (1 / 4, 1 / 4, 1.0),
+]  # of tall.weight, wide.weight, tall.bias
 DESCENT = [(4 / 3, 2 / 4, 4.0), (3.0, 2.0, 1.0)]
 RATES = [*ADAM, *DESCENT, (1.0, 1.0, 1.0)]
 

@@ -15,5 +15,8 @@ def closed(rule: SGD, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s:
     seen: list[dict[str, Tensor]] = []
     for _ in range(steps):
         seen.append(grad(p))
-        p = {k: t - lr * sum(rule.momentum ** (len(seen) - 1 - i) * g[k] for i, g in enumerate(seen)) for k, t in p.items()}
+        p = {
+            k: t - lr * sum(rule.momentum ** (len(seen) - 1 - i) * g[k] for i, g in enumerate(seen))
+            for k, t in p.items()
+        }
     return p

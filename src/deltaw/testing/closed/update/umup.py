@@ -9,8 +9,16 @@ from torch import Tensor
 from deltaw.methods.update.adamw import AdamW
 from deltaw.methods.update.umup import UMuP
 
-RULES = [UMuP(), UMuP(readouts=("tall.weight",), turned=("wide.weight",), stack="wide", depth=4), UMuP(inner=AdamW(weight_decay=0.02))]
-RATES = [(6**-0.5, 12**-0.5, 1.0), (1.0, 0.5 * 6**-0.5, 1.0), (6**-0.5, 12**-0.5, 1.0)]  # tall.weight 12 x 6, wide.weight 6 x 12, tall.bias
+RULES = [
+    UMuP(),
+    UMuP(readouts=("tall.weight",), turned=("wide.weight",), stack="wide", depth=4),
+    UMuP(inner=AdamW(weight_decay=0.02)),
+]
+RATES = [
+    (6**-0.5, 12**-0.5, 1.0),
+    (1.0, 0.5 * 6**-0.5, 1.0),
+    (6**-0.5, 12**-0.5, 1.0),
+]  # tall.weight 12 x 6, wide.weight 6 x 12, tall.bias
 
 
 def closed(rule: UMuP, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s: float) -> dict[str, Tensor]:
