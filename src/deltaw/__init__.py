@@ -13,8 +13,11 @@ from .bank import Bank
 from .blend import blend
 from .files import load, read
 from .fuse import Fused
+from .methods.rates import Setting, suggest_lr
 from .optimize import optimizer
+from .parametrise import base_shapes, mup, umup
 from .plan import Plan, Preview, preview
+from .probe import Stats, probe
 from .prompting import context_loss, prefill, tasks
 from .route import route
 from .spec import METHODS
@@ -23,7 +26,7 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "activate", "adapters", "attach", "blend", "context_loss",
-    "disabled", "errors", "fused", "interop", "load",
-    "methods", "ops", "optimizer", "prefill", "preview", "prompts", "read", "route", "rows", "stack", "tasks", "testing",
+    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "Setting", "Stats", "activate", "adapters", "attach", "base_shapes", "blend",
+    "context_loss", "disabled", "errors", "fused", "interop", "load", "methods", "mup", "ops", "optimizer", "prefill", "preview", "probe",
+    "prompts", "read", "route", "rows", "stack", "suggest_lr", "tasks", "testing", "umup",
 ]  # fmt: skip

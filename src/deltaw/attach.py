@@ -17,8 +17,8 @@ from .merge import Merged, merge
 from .methods.init import two_factors
 from .methods.update import About
 from .mixed import Rows
-from .ops import Eye
-from .plan import Assignment, Plan, as_plan
+from .plan import Assignment, Plan, as_plan, has_weight
+from .probe import Stats, ready
 from .rules import install
 from .session import ATTRIBUTE, CHILD, POOL, SELF, Bag, Place, Restore, Session, session
 from .signals import produce
@@ -143,15 +143,18 @@ def _address(a: Assignment) -> tuple[str, str]:
     return a.site.name, ""
 
 
-def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *, empty: bool = False) -> Adapted:
+def attach(
+    model: nn.Module, plan: Plan | Method | str, name: str = "default", *, empty: bool = False, stats: Stats | None = None
+) -> Adapted:
     """Attach a plan (or a method with default targets) under a name, and make it the live adapter.
 
     The base's parameters are frozen (their flags come back on detach); state-dict keys, classes and signatures stay.
     The adapter's tensors are registered next to each adapted module as `SITE.deltaw.NAME.…`, in float32 at least.
-    empty: leave the tensors uninitialised, for loading. Errors: TargetError, ShapeError, SpecError; on any of them
+    empty: leave the tensors uninitialised, for loading. stats: what `deltaw.probe` has measured, for an init that looks at
+    gradients or inputs; one that sets ranks as well leaves them in the plan, as overrides. Errors: TargetError, ShapeError, SpecError; on any of them
     nothing has been attached.
     """
-    plan = as_plan(plan)
+    plan = as_plan(plan) if empty else ready(model, as_plan(plan), stats)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         raise SpecError(f"an adapter name is letters, digits, '_' and '-'; found {name!r}")
     if hasattr(Bag(), attribute(name)):
@@ -177,7 +180,7 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
                 f"{a.site.name} is adapted as a {other.kind} already, and '{name}' wants it as a {a.site.kind}: the two "
                 "would act on different things; leave it out (exclude=...), or detach the other adapter"
             )
-    entries, pool = _build(assignments, plan, empty)
+    entries, pool = _build(assignments, plan, empty, {} if stats is None else stats.sites)
     shared = existing or _open(model)
     adapted = Adapted(model, plan, name, assignments)
     shared.adapters[name] = adapted
@@ -198,7 +201,7 @@ def attach(model: nn.Module, plan: Plan | Method | str, name: str = "default", *
     return adapted
 
 
-def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list[Entry], Entry | None]:
+def _build(assignments: list[Assignment], plan: Plan, empty: bool, stats: dict[str, dict[str, Tensor]]) -> tuple[list[Entry], Entry | None]:
     """All entries, before the model is touched."""
     entries: list[Entry] = []
     made: dict[str, Entry] = {}
@@ -230,8 +233,7 @@ def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list
                 size[:] = [max(x, y) for x, y in zip(size, p.shape, strict=True)]
         entries.append(entry)
         made[a.site.name] = entry
-        bare = isinstance(W, Eye) or a.site.kind in ("parallel", "prefix", "attention")  # no weight that an init could look at
-        todo.append((entry, declared, start, None if bare else plan.init))
+        todo.append((entry, declared, start, plan.init if has_weight(a) else None))
     pool = Entry(assignments[0].method) if wanted else None
     if pool is not None:
         for key, (p, size, start) in wanted.items():
@@ -239,7 +241,7 @@ def _build(assignments: list[Assignment], plan: Plan, empty: bool) -> tuple[list
     for entry in entries:
         entry.pool = () if pool is None else (pool,)
     for entry, declared, start, init in todo:
-        fill(entry, declared, start, init, empty)
+        fill(entry, declared, start, init, empty, stats.get(start.name))
     return entries, pool
 
 

@@ -1,11 +1,14 @@
 """The catalogue: what is true of every method, derived from its expression and from which oracles exist.
 
 Nothing here is written by hand: `deltaw methods`, the README's table and the documentation are printed from it. The
-facts come from attaching the method, at its defaults, to two layers on the meta device (shapes without data).
+facts come from attaching the method, at its defaults, to two layers on the meta device (shapes without data). What is
+no structure (update rules, initialisations, rules between steps) has rows of its own: `dynamics`.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +18,7 @@ from torch import nn
 
 from . import attach, preview
 from .convert import BiasChanged, site_delta, site_layer
-from .errors import DeltawError, NotLinear
+from .errors import DeltawError, NotLinear, SpecError, nearest
 from .ops import factors, watch_dense
 from .plan import Plan
 from .spec import METHODS, Method, to_config
@@ -174,4 +177,95 @@ def markdown(rows: list[dict[str, Any]] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-__all__ = ["SAMPLE", "catalogue", "entry", "facts_of", "formula", "markdown"]
+# ---- what is no structure
+
+
+def axes() -> list[str]:
+    """Every axis: those of structures, and "update", "init", "rules"."""
+    from .testing import AXES
+
+    return [*sorted({METHODS[k].axis for k in METHODS}), *AXES]
+
+
+def named(word: str) -> list[tuple[str, str]]:
+    """(axis, key) of all that a word names: a key, in whatever axes it is, or AXIS/KEY for the one in that axis."""
+    from .testing import AXES
+
+    everything = [(METHODS[k].axis, k) for k in METHODS] + [(axis, k) for axis, table in AXES.items() for k in table]
+    axis, _, key = word.rpartition("/")
+    found = [pair for pair in everything if pair[1] == key and axis in ("", pair[0])]
+    if not found:
+        keys = [k for _, k in everything] if axis not in axes() else [f"{a}/{k}" for a, k in everything if a == axis]
+        raise SpecError(f"no method '{word}'{nearest(word, keys)}; `deltaw methods` lists them")
+    return found
+
+
+def defaults(cls: Any) -> dict[str, Any]:
+    """{field: what it is by default}, as plain data; what has to be given is left out."""
+    found = {}
+    for f in fields(cls):
+        value = f.default_factory() if f.default_factory is not MISSING else f.default
+        if value is not MISSING:
+            found[f.name] = to_config(value) if is_dataclass(value) else value
+    return found
+
+
+def entry_of(axis: str, key: str) -> dict[str, Any]:
+    """Everything the catalogue says of an update rule, an initialisation or a rule."""
+    from .testing import AXES, oracles_of, status_of
+
+    cls, oracles = AXES[axis][key], oracles_of(axis, key)
+    facts: dict[str, Any] = {}
+    if axis == "update":
+        if getattr(cls, "pairs", False):
+            facts["moves"] = "A and B of a site together"
+        elif hasattr(cls, "floats"):
+            facts["state"] = cls().floats(*SAMPLE)
+    if axis == "init":
+        facts |= {"needs": sorted(cls.needs), "shifts": cls.shifts}
+    return {
+        "key": key, "class": cls.__name__, "axis": axis, "paper": cls.paper, "status": status_of(oracles, False),
+        "oracles": oracles, **facts, "fields": defaults(cls), "summary": sentence(cls.__doc__ or ""),
+    }  # fmt: skip
+
+
+def sentence(doc: str) -> str:
+    """The first sentence."""
+    words = " ".join(doc.strip().split("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", words, maxsplit=1)[0]
+
+
+def dynamics(only: str | None = None) -> list[dict[str, Any]]:
+    """All update rules, initialisations and rules (or those of one axis), by axis and key."""
+    from .testing import AXES
+
+    return [entry_of(axis, key) for axis, table in AXES.items() if only in (None, axis) for key in table]
+
+
+def notes(row: dict[str, Any]) -> str:
+    """What a row of `dynamics` says besides its name, in a few words."""
+    words = []
+    if "moves" in row:
+        words.append(row["moves"])
+    if "state" in row:
+        words.append(f"{row['state']:,} numbers of state at {SAMPLE[0]} x {SAMPLE[1]}")
+    if row.get("needs"):
+        words.append(f"needs {', '.join(row['needs'])}")
+    if row.get("shifts"):
+        words.append("keeps an offset")
+    return "; ".join(words)
+
+
+def dynamics_markdown(rows: list[dict[str, Any]] | None = None) -> str:
+    """The README's second table."""
+    lines = ["| key | class | axis | paper | status | | summary |", "|---|---|---|---|---|---|---|"]
+    for r in dynamics() if rows is None else rows:
+        cells = [f"`{r['key']}`", f"`{r['class']}`", r["axis"], r["paper"], r["status"], notes(r), r["summary"]]
+        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+__all__ = [
+    "SAMPLE", "axes", "catalogue", "dynamics", "dynamics_markdown", "entry", "entry_of", "facts_of", "formula", "markdown", "named",
+    "notes",
+]  # fmt: skip

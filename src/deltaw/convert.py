@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import NotLinear, NotMergeable
+from .lowrank import core_svd
 from .ops import Affine, Map, Op, delta, factors, watch_dense
 from .session import combine
 from .signals import stated
@@ -111,9 +112,7 @@ def to_lora(adapted: Adapted, rank: int | None = None) -> Converted:
 def cut(op: Op, pair: Pair | None, rank: int) -> tuple[Pair, float]:
     """The best (B, A) of that rank, sqrt(S) on both sides, and its relative Frobenius error."""
     if pair is not None:  # through the small core of two QR decompositions, never m x n
-        (Qb, Rb), (Qa, Ra) = torch.linalg.qr(pair[0]), torch.linalg.qr(pair[1].mT)
-        U, S, V = torch.linalg.svd(Rb @ Ra.mT)
-        U, V = Qb @ U, V @ Qa.mT
+        U, S, V = core_svd(*pair)
     else:
         w = op.dense()
         U, S, V = torch.linalg.svd(w.to(torch.promote_types(w.dtype, torch.float32)), full_matrices=False)

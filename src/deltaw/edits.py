@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .entry import Entry, attribute
-from .errors import SpecError
+from .errors import DeltawError, SpecError
+from .methods.init import two_factors
+from .ops import Affine, chain
 from .sites import Site
 from .sites.watch import mean_of_processes, several
 from .spec import Method, Start, Tensors
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 def remap(state: dict[str, Any], shape: torch.Size, source: Tensor) -> None:
     """Every state tensor of the parameter's old shape takes the form of `source`: entry i is the old entry source[i]
-    (flat), or zero where that is -1. Counters are left alone, whatever the optimiser."""
+    (flat), or zero where that is -1. One counter of steps for all is left alone, whatever the optimiser; counters of single
+    rows or columns (a "step" with ones for the other axes) become the smallest of what their entries bring along."""
     come, safe = source.flatten() >= 0, source.flatten().clamp(min=0)
     for key, t in state.items():
         if not isinstance(t, dict) and (not isinstance(t, Tensor) or t.dim() == 0):
@@ -29,13 +32,16 @@ def remap(state: dict[str, Any], shape: torch.Size, source: Tensor) -> None:
                 f"this optimiser's '{key}' is a coordinate system of its own: a rule changes which entries are trained, which "
                 "needs an optimiser that remembers every entry by itself (AdamW, SGD)"
             )
-        if t.shape != shape:
+        whole = t.expand(shape) if key == "step" and t.dim() == len(shape) and all(a in (1, b) for a, b in zip(t.shape, shape)) else t
+        if whole.shape != shape:
             raise SpecError(
                 f"this optimiser's '{key}' has shape {tuple(t.shape)} for a tensor of shape {tuple(shape)}: a rule changes "
                 "which entries are trained, which needs an optimiser that remembers every entry by itself (AdamW, SGD)"
             )
-        old = t.flatten() if t.numel() else t.new_zeros(1)
-        state[key] = torch.where(come, old[safe], 0).to(t.dtype).view(source.shape)
+        old = whole.flatten() if t.numel() else t.new_zeros(1)
+        new = torch.where(come, old[safe], 0).to(t.dtype).view(source.shape)
+        alone = [d for d, (a, b) in enumerate(zip(t.shape, shape)) if a != b]
+        state[key] = new.amin(alone, keepdim=True) if alone else new
 
 
 class View:
@@ -45,6 +51,7 @@ class View:
         self.engine, self.entry, self.ends, self.method, self.order = engine, entry, ends, method, order
         self.site, self.name = ends[0][0], ends[0][0].name
         self.s: dict[str, Tensor] = {}
+        self.scale: float | None = None  # of factors(), once it was asked for
 
     @property
     def step(self) -> int:
@@ -108,6 +115,36 @@ class View:
         if t in optimizer.state:
             optimizer.state[new] = optimizer.state.pop(t)
         return new
+
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        p, start = self.p, self.draw("")
+        start.W, start.own = self.entry.shifted(start.W), self.entry.own
+        if self.scale is None:
+            B, A, s = two_factors(start, p)
+            if not self._sums(start, s):
+                raise SpecError(f"{self.name}: {self.method} does more with B A than adding it to W, so it cannot be moved into W")
+            self.scale = s
+        return p.B, p.A, self.scale
+
+    @torch.no_grad()
+    def _sums(self, start: Start, s: float) -> bool:
+        """Is the map with factors B, A over W the one with s B A already in W and factors 0, A?"""
+        n, p = start.W.shape[1], self.p
+        B, A = (torch.sin(1.0 + torch.arange(t.numel(), device=t.device) ** 1.1).view_as(t).to(t) for t in (p.B, p.A))
+        others = {k: getattr(p, k) for k in p.names()}
+        trial, moved = Tensors(**others | {"B": B, "A": A}), Tensors(**others | {"B": torch.zeros_like(B), "A": A})
+        x = torch.sin(2.0 + torch.arange(2 * n, device=A.device) ** 1.2).view(2, n).to(start.W.like)
+        ids = torch.arange(min(n, 2), device=x.device)
+        try:
+            maps = self.method.layer(Affine(start.W + chain(s * B, A)), moved), self.method.layer(Affine(start.W), trial)
+            got, want = (L.cols(ids) if start.kind == "embedding" else L(x) for L in maps)
+        except (DeltawError, AttributeError, RuntimeError):  # it needs a signal
+            return False
+        near = 1e-4 if torch.finfo(want.dtype).eps < 1e-6 else 5e-2
+        return torch.allclose(got.double(), want.double(), rtol=near, atol=near * float(want.abs().max()))
+
+    def fold(self, B: Tensor, A: Tensor) -> None:
+        self.entry.move(B, A)
 
     def damp(self, name: str, factor: float) -> None:
         t = self.entry.get(name)

@@ -13,7 +13,7 @@ from .errors import SpecError
 from .ops import Affine, Map, Op, chain
 from .spec import Declared, Method, Param, Signal, Start, Tensors
 
-OFFSET = ("offset.B", "offset.A")  # a constant B0 A0 that an initialisation has moved into the base
+OFFSET = ("offset.B", "offset.A")  # a constant B0 A0 that an initialisation or a rule has moved into the base
 
 
 def attribute(name: str) -> str:
@@ -80,6 +80,40 @@ class Entry(nn.Module):
         """The base as the method sees it: with the constant an initialisation has moved into it."""
         return W + chain(self.get("offset.B"), self.get("offset.A")) if "offset.B" in self.own else W
 
+    @property
+    def moved(self) -> int:
+        """The rank of that constant."""
+        return int(self.get(OFFSET[0]).shape[1]) if OFFSET[0] in self.own else 0
+
+    def constant(self, B: Tensor, A: Tensor) -> None:
+        """The constant is B A from now on."""
+        for name, tensor in zip(OFFSET, (B, A)):
+            if name not in self.own:
+                self.put(name, tensor, False)
+            else:  # another parameter: the other end of a tied weight sees it too
+                self.register_parameter(attribute(name), nn.Parameter(tensor, requires_grad=False))
+
+    @torch.no_grad()
+    def move(self, B: Tensor, A: Tensor) -> None:
+        """Add B A to the constant: as further columns and rows, as long as that is smaller than the matrix itself.
+
+        Beyond that the smaller factor becomes the identity and the other one the matrix: exact to one rounding, and what is
+        added later is a single addmm, where a new SVD would cost m n min(m, n) every time."""
+        if not self.moved:
+            B, A = B.detach().clone(), A.detach().clone()
+        else:
+            B0, A0 = (self.get(name).detach() for name in OFFSET)
+            B, A = B.detach().to(B0), A.detach().to(A0)
+            tall, same = len(B) > A.shape[1], B0.shape[1] == min(len(B), A.shape[1])
+            if same and torch.equal(A0 if tall else B0, torch.eye(B0.shape[1]).to(B0)):
+                return self.constant(*((B0.addmm(B, A), A0) if tall else (B0, A0.addmm(B, A))))
+            B, A = torch.cat([B0, B], 1), torch.cat([A0, A])
+        m, n = len(B), A.shape[1]
+        if B.shape[1] > min(m, n):
+            one = torch.eye(min(m, n)).to(B)
+            B, A = (B @ A, one) if m > n else (one, B @ A)
+        self.constant(B, A)
+
     def layer(self, base: Affine, signals: dict[str, Tensor]) -> Map:
         """The map here, of a base. An expression that only refers to the tensors, and so stays true whatever their values
         become, is made once; one that needed any computing is made again in every forward."""
@@ -128,22 +162,24 @@ def make(param: Param, shape: tuple[int, ...], start: Start, name: str, empty: b
     return value.detach().to(device=like.device, dtype=dtype).clone().contiguous()
 
 
-def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool) -> None:
-    """Make this site's own tensors: first the plain starts, then the init axis, then those that look at the others."""
+def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool, stats: dict[str, Tensor] | None = None) -> None:
+    """Make this site's own tensors: first the plain starts, then the init axis, then those that look at the others and that
+    the init does not make itself. stats: what has been measured here, for an init that needs it."""
+    fills = getattr(init, "fills", ())
     late: list[tuple[str, Param]] = []
     entry.free = {name for name, p in declared.items() if isinstance(p, Param) and p.free}
     for name, param in declared.items():
         if isinstance(param, Signal):
             entry.signals[name] = param.name
-        elif param.scope == "site" and getattr(param.init, "last", False):
+        elif param.scope == "site" and getattr(param.init, "last", False) and name not in fills:
             late.append((name, param))
         elif param.scope == "site":
-            entry.put(name, make(param, param.shape, start, name, empty), param.train)
+            entry.put(name, make(param, param.shape, start, name, empty or name in fills), param.train)
     start.p = entry.tensors(dict.fromkeys(entry.signals.values(), torch.empty(0)))
     start.own = entry.own
     if init is not None:
         with torch.no_grad():
-            moved = _moved(entry, init, start, empty)
+            moved = _moved(entry, init, start, empty, stats or {})
         for name, tensor in zip(OFFSET, moved or ()):
             entry.put(name, tensor, False)
         start.W = entry.shifted(start.W)
@@ -154,14 +190,14 @@ def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool)
         setattr(start.p, name, entry.get(name))
 
 
-def _moved(entry: Entry, init: Any, start: Start, empty: bool) -> tuple[Tensor, Tensor] | None:
+def _moved(entry: Entry, init: Any, start: Start, empty: bool, stats: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
     like = start.W.like
     if empty or like.device.type == "meta":
         if not init.shifts:
             return None
         B, A = start.p.B, start.p.A
         return torch.empty_like(B), torch.empty_like(A)
-    offset = init.fill(start, start.p, {})
+    offset = init.fill(start, start.p, stats)
     if offset is None:
         return None
     from .ops import factors

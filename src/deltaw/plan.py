@@ -11,6 +11,7 @@ from torch import nn
 from .errors import SpecError, TargetError
 from .methods.init import INITS
 from .methods.update import UPDATES
+from .ops import Eye
 from .sites import Site, find, leaf_site
 from .sites.find import ALL_LINEAR, Candidates, _pick, matches
 from .sites.module import ModuleSite
@@ -25,6 +26,11 @@ class Assignment:
     method: Method
     shares: str | None = None
     flip: bool = False
+
+
+def has_weight(a: Assignment) -> bool:
+    """Is there a weight that an init could look at?"""
+    return a.site.kind not in ("parallel", "prefix", "attention") and not isinstance(a.site.leaf().op, Eye)
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,7 @@ def from_config(config: str | dict[str, Any], registry: Registry[Any] = METHODS)
 
 
 def build(cls: Any, values: dict[str, Any]) -> Any:
-    """cls(**values) with checked names and types."""
+    """cls(**values) with checked names and types; a configuration inside it is one of `cls.registry` (methods, where it has none)."""
     hints = get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     ready: dict[str, Any] = {}
@@ -294,7 +294,7 @@ def build(cls: Any, values: dict[str, Any]) -> Any:
                 f"{cls.key} has no field '{name}'{nearest(name, fields)} (fields: {', '.join(fields) or 'none'})"
             )
         if isinstance(value, dict) and "key" in value:
-            value = from_config(value)
+            value = from_config(value, getattr(cls, "registry", METHODS))
         ready[name] = _typed(cls.key, name, value, hints[name])
     return cls(**ready)
 

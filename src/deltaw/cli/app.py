@@ -9,8 +9,8 @@ import typer
 
 COMMANDS = {
     "Methods": ("methods", "show", "new", "check"),
-    "Adapters": ("plan", "train", "eval", "chat", "merge", "convert", "extrapolate", "inspect"),
-    "Project": ("demo", "bench", "docs"),
+    "Adapters": ("plan", "advise", "train", "eval", "chat", "merge", "convert", "extrapolate", "inspect"),
+    "Project": ("demo", "bench", "coordinates", "docs"),
 }
 
 

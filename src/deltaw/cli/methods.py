@@ -8,9 +8,11 @@ import typer
 
 from .output import AsJson, as_json, say, table
 
+OTHERS = ("key", "class", "axis", "paper", "status", "", "summary")
+
 
 def run(
-    axis: Annotated[str | None, typer.Option(help="Only this axis: structure, wrap, route, stream.")] = None,
+    axis: Annotated[str | None, typer.Option(help="Only this axis: structure, wrap, route, stream, prefix, update, init, rules.")] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="What each can do, found out by doing it.")] = False,
     compositions: Annotated[
         bool, typer.Option("--compositions", help="What each can be composed with: wrappers, inits, a quantised base.")
@@ -20,27 +22,28 @@ def run(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a matrix as Markdown.")] = False,
     json: AsJson = False,
 ) -> None:
-    """List every method with its derived facts; or, as a matrix, what each can do and be composed with."""
+    """List everything in the registry with its facts; or, as a matrix, what each can do and be composed with."""
+    from .. import catalogue
     from ..errors import SpecError, nearest
     from ..spec import METHODS
 
+    if axis is not None and axis not in catalogue.axes():
+        raise SpecError(f"no axis '{axis}'{nearest(axis, catalogue.axes())} (known: {', '.join(catalogue.axes())})")
     keys = [k for k in METHODS if axis is None or METHODS[k].axis == axis]
-    if not keys:
-        axes = sorted({METHODS[k].axis for k in METHODS})
-        raise SpecError(f"no axis '{axis}'{nearest(axis or '', axes)} (known: {', '.join(axes)})")
+    wanted = {pair for k in only or () for pair in catalogue.named(k)}  # an unknown one is an error
     if only:
-        wanted = {METHODS[k].key for k in only}  # an unknown one is an error
-        keys = [k for k in keys if k in wanted]
+        keys = [k for k in keys if (METHODS[k].axis, k) in wanted]
     if matrix or compositions:
+        if not keys:
+            raise SpecError("a matrix is one of structures: there is none among what was asked for")
         _matrix(keys, compositions, peft, markdown, json)
         return
     if peft or markdown:
         raise SpecError("--peft and --markdown belong to a matrix: add --matrix (or --compositions)")
-    from ..catalogue import catalogue
-
-    rows = [r for r in catalogue() if r["key"] in keys]
+    rows = [catalogue.entry(METHODS[k]) for k in keys]
+    others = [r for r in catalogue.dynamics() if axis in (None, r["axis"]) and (not only or (r["axis"], r["key"]) in wanted)]
     if json:
-        as_json(rows)
+        as_json(rows + others)
         return
     columns = (
         "key",
@@ -54,8 +57,12 @@ def run(
         "identity_at_start",
     )
     heads = ("key", "class", "axis", "paper", "status", "merges", "LoRA rank", "dense base", "identity")
-    table(heads, [[r[c] for c in columns] for r in rows])
-    say(f"{len(rows)} methods; `deltaw show KEY` for one of them")
+    if rows:
+        table(heads, [[r[c] for c in columns] for r in rows])
+    if others:
+        table(OTHERS, [[*(r[c] for c in OTHERS[:5]), catalogue.notes(r), r["summary"]] for r in others])
+    counts = [f"{len(rows)} methods"] * bool(rows) + [f"{len(others)} update rules, initialisations and rules"] * bool(others)
+    say(f"{' and '.join(counts) or 'nothing'}; `deltaw show KEY` for one of them")
 
 
 def _matrix(keys: list[str], compositions: bool, peft: bool, markdown: bool, json: bool) -> None:

@@ -12,31 +12,37 @@ from .output import AsJson, as_json, say, table
 
 FACTS = (
     "key", "class", "axis", "paper", "status", "mergeable", "exact_lora_rank", "needs_dense_base", "identity_at_start",
-    "start", "formula", "in_peft", "oracles", "claims",
+    "start", "formula", "in_peft", "moves", "state", "needs", "shifts", "oracles", "claims",
 )  # fmt: skip
 
 
 def run(
-    key: Annotated[str, typer.Argument(help="A method's key; `deltaw methods` lists them.")],
+    key: Annotated[str, typer.Argument(help="A key, or AXIS/KEY; `deltaw methods` lists them.")],
     shape: Annotated[str, typer.Option(help="The sample layer, out x in.")] = "1024x768",
     json: AsJson = False,
 ) -> None:
-    """Show a method: its equation, fields, tensors at a sample shape, and what follows from its expression."""
-    from ..catalogue import entry
+    """Show a method: its equation, fields, tensors at a sample shape, and what follows from its expression; or an update rule,
+    an initialisation, a rule."""
+    from ..catalogue import entry, entry_of, named
     from ..spec import METHODS
+    from ..testing import AXES
 
-    cls = METHODS[key]
-    facts, fields, tensors = entry(cls), fields_of(cls), tensors_of(cls, *sizes(shape))
+    (axis, key), *more = named(key)  # a structure first
+    other = axis in AXES
+    cls = AXES[axis][key] if other else METHODS[key]
+    facts, fields = entry_of(axis, key) if other else entry(cls), fields_of(cls)
+    tensors = [] if other else tensors_of(cls, *sizes(shape))
     if json:
-        as_json(
-            {**facts, "doc": inspect.getdoc(cls), "fields": fields, "shape": list(sizes(shape)), "tensors": tensors}
-        )
+        sized = {} if other else {"shape": list(sizes(shape)), "tensors": tensors}
+        as_json({**facts, "doc": inspect.getdoc(cls), "fields": fields, **sized})
         return
     say(f"{cls.__name__}\n")
     say((inspect.getdoc(cls) or "") + "\n")
     if fields:
         table(["field", "type", "default"], [(f["name"], f["type"], f["default"]) for f in fields])
-    if isinstance(tensors, str):
+    if other:
+        pass
+    elif isinstance(tensors, str):
         say(f"tensors at {shape}: {tensors}\n")
     else:
         table(["tensor", "shape", "trained", "kept", "seed"],
@@ -45,6 +51,8 @@ def run(
         if facts.get(name) not in (None, "", []):
             value = facts[name]
             say(f"{name:<18} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    for axis, key in more:
+        say(f"there is another one of this name: deltaw show {axis}/{key}")
 
 
 def sizes(shape: str) -> tuple[int, int]:
@@ -58,15 +66,13 @@ def sizes(shape: str) -> tuple[int, int]:
 
 
 def fields_of(cls: Any) -> list[dict[str, Any]]:
-    default = cls()
-    return [
-        {
-            "name": f.name,
-            "type": f.type if isinstance(f.type, str) else f.type.__name__,
-            "default": repr(getattr(default, f.name)),
-        }
-        for f in dataclasses.fields(cls)
-    ]
+    """Name, type and default of every field; the default is "" where a value has to be given."""
+    out = []
+    for f in dataclasses.fields(cls):
+        value = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        kind = f.type if isinstance(f.type, str) else f.type.__name__
+        out.append({"name": f.name, "type": kind, "default": "" if value is dataclasses.MISSING else repr(value)})
+    return out
 
 
 def tensors_of(cls: Any, m: int, n: int) -> list[dict[str, Any]] | str:

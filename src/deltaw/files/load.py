@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..entry import width_of
 from ..errors import DeltawError, StateMismatch, TargetError, nearest
 from ..ops import random as rng
 from ..plan import Plan
@@ -139,6 +140,7 @@ def load(model: nn.Module, directory: Any, name: str = "default", any_base: bool
     try:
         if saved.card is not None:
             _compare_sites(saved, adapted)
+            _constants(saved, adapted)
         _fill(saved, adapted)
     except BaseException:
         adapted.detach()
@@ -179,6 +181,21 @@ def _compare_sites(saved: Saved, adapted: Adapted) -> None:
                 raise StateMismatch(
                     f"{where}: {name}: {word} {there[name].get(word)} was saved; this model has {row.get(word)}"
                 )
+
+
+def _constants(saved: Saved, adapted: Adapted) -> None:
+    """Rules may have moved more into a site's constant than it started with: room for what the file has."""
+    assert saved.card is not None
+    entries, sizes = adapted.entries(), {r["name"]: r.get("offset") for r in saved.card["sites"]}
+    for a in adapted.assignments:
+        rank = sizes[a.site.name] if a.shares is None else None
+        if rank is None:
+            continue
+        m, n = a.site.shape
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 0 < rank <= m + n:
+            raise StateMismatch(f"{saved.path / CARD}: {a.site.name}: a constant of a {m} x {n} weight has a rank; found {rank!r}")
+        like, dtype = a.site.leaf().op.like, width_of(a.site.leaf().op)
+        entries[a.site.name].constant(*(torch.empty(s, dtype=dtype, device=like.device) for s in ((m, rank), (rank, n))))
 
 
 @torch.no_grad()

@@ -88,14 +88,16 @@ def _versions() -> dict[str, str]:
 
 
 def rows(adapted: Adapted) -> list[dict[str, Any]]:
-    """The resolved sites; the method only where it is not the plan's."""
-    out = []
+    """The resolved sites; the method only where it is not the plan's, the rank of a constant where there is one."""
+    out, entries = [], adapted.entries()
     for a in adapted.assignments:
         row: dict[str, Any] = {"name": a.site.name, "kind": a.site.kind, "shape": list(a.site.shape)}
         if a.method != adapted.plan.method:
             row["method"] = to_config(a.method)
         if a.shares is not None:
             row |= {"shares": a.shares, "flip": a.flip}
+        elif moved := entries[a.site.name].moved:
+            row["offset"] = moved
         out.append(row)
     return out
 

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import NotMergeable, SpecError
 from ..files import load
-from ..methods.init import INITS
+from ..methods.init import INITS, measured
 from ..ops import Affine
 from ..spec import METHODS, Method
 from ..testing.laws import Case
@@ -88,9 +88,10 @@ def overridden(method: Method) -> Mix:
 def columns() -> dict[str, Callable[[Method], Mix]]:
     """What there is to compose with: from the registries."""
     wrappers = [k for k in METHODS if METHODS[k].sites == "weight" and inner_of(METHODS[k]()) is not None]
+    inits = [k for k in INITS if not measured(INITS[k])]  # what needs data is no property of a pair
     return {
         **{f"in {k}": wrapped(k) for k in wrappers},
-        **{f"init {k}": lambda m, k=k: Mix(m, {"init": k}, identity=is_identity(m)) for k in INITS},  # type: ignore[misc]
+        **{f"init {k}": lambda m, k=k: Mix(m, {"init": k}, identity=is_identity(m)) for k in inits},  # type: ignore[misc]
         "quantised": lambda m: Mix(m, quantised=True, identity=is_identity(m)),
         "overrides": overridden,
     }

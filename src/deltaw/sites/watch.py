@@ -12,17 +12,22 @@ from .base import Site
 
 
 class Watch:
-    """Sums dy xᵀ of a module from now on: the gradient of its weight, which is not itself trained."""
+    """Sums dy xᵀ of a module from now on: the gradient of its weight, which is not itself trained.
 
-    def __init__(self, site: Site, flip: bool):
+    always: also while no adapter is on the module (it ends with the last one otherwise). keep: the device of the sum.
+    """
+
+    def __init__(self, site: Site, flip: bool, always: bool = False, keep: torch.device | str | None = None):
         self.kind, self.shape, self.flip = site.kind, site.shape[::-1] if flip else site.shape, flip
         if self.kind not in ("linear", "opaque", "conv1d_hf", "embedding"):
-            raise SpecError(f"{site.name}: a rule asks for the gradient of the weight of a {self.kind}; linear layers have one")
+            who = "a probe" if always else "a rule"
+            raise SpecError(f"{site.name}: {who} asks for the gradient of the weight of a {self.kind}; linear layers have one")
+        self.always, self.keep = always, keep
         self.sum: Tensor | None = None
         self.hook = site.module.register_forward_hook(self, with_kwargs=True)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, y: Any) -> None:
-        if "forward" not in vars(module):  # no adapter is on it any more
+        if not self.always and "forward" not in vars(module):  # no adapter is on it any more
             self.hook.remove()
         elif isinstance(y, Tensor) and y.requires_grad:
             x = (args[0] if args else next(iter(kwargs.values()))).detach()
@@ -37,6 +42,7 @@ class Watch:
         else:
             new = g.mT @ x.reshape(-1, x.shape[-1]).to(g.dtype)
         new = (new.mT if self.flip else new).to(torch.promote_types(new.dtype, torch.float32))
+        new = new if self.keep is None else new.to(self.keep)
         self.sum = new if self.sum is None else self.sum.add_(new)
 
 

@@ -1,1 +1,2 @@
-"""Studies: what can be asked of adapters once they are there. `checks`: measures, one file each, that papers propose."""
+"""Studies: what can be asked of adapters and of training. `checks`: measures, one file each, that papers propose;
+`coordinates`: the size of activations over widths; `advise`: rank, alpha and learning rate for a model, with the evidence."""

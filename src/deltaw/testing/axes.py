@@ -20,11 +20,17 @@ def axis_of(key: str) -> str | None:
     return next((axis for axis, registry in AXES.items() if key in registry), None)
 
 
+def oracles_of(axis: str, key: str) -> list[str]:
+    """What an entry is compared with: "closed", and "peft" where tests/ compare with HF PEFT too."""
+    judge = closed(axis, key)
+    return (["closed"] if judge is not None else []) + (["peft"] if hasattr(judge, "PEFT") else [])
+
+
 def check_axis(axis: str, key: str) -> Report:
     """The laws of the axis and the closed form, if there is one; an entry without one is lawful."""
     judge = closed(axis, key)
     cls = AXES[axis][key]
-    report = Report(key, (["closed"] if judge is not None else []) + (["peft"] if hasattr(judge, "PEFT") else []))
+    report = Report(key, oracles_of(axis, key))
     laws: dict[str, Callable[[Any], Any]] = {"update": updates.LAWS, "init": inits.LAWS}.get(axis, {})
     many = {"update": updates.rules_of, "init": inits.inits_of}.get(axis, lambda _: [])(key)
     for item in many:

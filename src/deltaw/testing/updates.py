@@ -1,6 +1,7 @@
 """The laws of update rules, and their comparison with closed forms: what `check` is for structures.
 
-A rule runs on a whole tiny model (rules of matrices) or on one that LoRA is attached to (rules of factors: `pairs`).
+A rule runs on a whole tiny model (rules of matrices), on one that LoRA is attached to (rules of factors: `pairs`), or on one
+that the structure it was made for is attached to (`structure`, a configuration).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..methods.update import UPDATES, About
 from ..methods.update.algebra import SubOptimizer
 from ..optimize import optimizer as over
 from ..plan import Plan
-from ..spec import METHODS
+from ..spec import METHODS, from_config
 from .closed import closed
 from .laws.base import NotApplicable, close, must
 from .tiny import WIDTH, Tiny, settle, values
@@ -41,6 +42,9 @@ def small(rule: Any) -> Any:
 
 def problem(rule: Any, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, nn.Parameter]]:
     model = settle(Tiny(), dtype)
+    if structure := getattr(rule, "structure", None):
+        adapted = attach(model, Plan(from_config(structure), update=rule))
+        return model, adapted.optimizer(RATE), adapted.trainable()
     if getattr(rule, "pairs", False):
         adapted = attach(model, Plan(METHODS["lora"](r=3, alpha=6.0), update=rule))  # type: ignore[call-arg]
         with torch.no_grad():
@@ -165,6 +169,8 @@ def state_is_as_large_as_stated(rule: Any) -> str:
 
 def nothing_moves_at_rate_zero(rule: Any) -> str:
     """With lr = 0 (the first step of a warm-up) every weight stays, whatever the state does."""
+    if hasattr(rule, "structure"):
+        raise NotApplicable("its tensors are one of many forms of the same weight, and take another one in a step")
     model, opt, p = problem(rule)
     before = {k: t.detach().clone() for k, t in p.items()}
     for g in opt.param_groups:
@@ -199,9 +205,12 @@ LAWS: dict[str, Callable[[Any], str]] = {
 
 
 def compare_closed(rule: Any) -> str:
-    """Trajectories over 9 steps, wide and tall matrices (or pairs of factors), on a smooth loss, in float64."""
+    """Trajectories over 9 steps, wide and tall matrices (or pairs of factors), on a smooth loss, in float64; or what a closed
+    form has of its own, check(rule)."""
     judge = closed("update", rule.key)
     assert judge is not None
+    if hasattr(judge, "check"):
+        return str(judge.check(rule))
     s = 2.0
     shapes = {"wide": (6, 12), "tall": (12, 6)}
     aim = {k: values(*mn, name=f"aim {k}") for k, mn in shapes.items()}

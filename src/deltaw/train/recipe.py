@@ -37,7 +37,8 @@ class DataPart(Section):
 
 
 class TrainPart(Section):
-    """How to learn. `warmup`: a share of the steps below 1, a number of steps otherwise. `steps` wins over `epochs`."""
+    """How to learn. `warmup`: a share of the steps below 1, a number of steps otherwise. `steps` wins over `epochs`.
+    `probe_batches`: how many of the first batches an init that looks at the data is shown before training."""
 
     epochs: float = Field(1.0, gt=0)
     steps: int | None = Field(None, ge=1)
@@ -60,6 +61,7 @@ class TrainPart(Section):
     eval_every: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
     watch_steps: int = Field(5, ge=0)
+    probe_batches: int = Field(32, ge=1)
     tune_allocator: bool = True
     report_to: list[str] = []
 

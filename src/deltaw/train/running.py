@@ -28,8 +28,9 @@ from .data import examples, read_rows
 from .encode import Encoded, encode, pack, set_template
 from .engine import Engine
 from .generation import pad_id
+from .measuring import as_asked, measure
 from .progress import Progress, choose
-from .recipe import Recipe, plain
+from .recipe import Recipe
 
 OURS = ("recipe.yaml", "metrics.jsonl", "run.json", "curves.svg", "adapter")
 
@@ -96,10 +97,13 @@ def run(
         raise SpecError(f"{type(model).__name__} is no causal language model, and recipes train only those")
     train, held = _data(r, tokenizer, note) if r.grpo is None else (None, None)
     if start is None:
-        adapted = attach(model, r.the_plan())
+        plan = r.the_plan()
+        with world.main_process_first():  # the others read what it has kept
+            stats = measure(model, plan, train, r.train, pad_id(tokenizer), show, note)
+        adapted = attach(model, plan, stats=stats)
     else:
         adapted = load(model, start / checkpoint.ADAPTER)
-        if plain(adapted.plan.to_dict()) != plain(r.plan):
+        if not as_asked(adapted.plan, r.plan):
             adapted.detach()
             raise StateMismatch(f"resume: the plan of {start} is not the recipe's plan")
         note(f"resuming from {start}")

@@ -60,7 +60,7 @@ class Lora(Dialect):
                 raise Inexpressible("PEFT has an aLoRA with an invocation sequence, and no DoRA over it or biases beside it")
             return {"r": inner.r, "lora_alpha": plain(inner.alpha), "use_rslora": False, "use_dora": False,
                     "init_lora_weights": True, "bias": "none", "alora_invocation_tokens": list(inner.invocation)}  # fmt: skip
-        r = inner.r * (2 if "offset.B" in p else 1)
+        r = inner.r + (p["offset.B"].shape[1] if "offset.B" in p else 0)
         alpha = inner.alpha * (math.sqrt(r / inner.r) if inner.key == "rslora" else r / inner.r)
         return {"r": r, "lora_alpha": plain(alpha), "use_rslora": inner.key == "rslora", "use_dora": method.key == "dora",
                 "init_lora_weights": True, "bias": "lora_only" if biases else "none"}  # fmt: skip
@@ -97,7 +97,7 @@ class Lora(Dialect):
         if a.method.key in VARIANTS:
             return VARIANTS[a.method.key].pack(p)
         A, B, s = p["A"], p["B"], scale_of(a.method)
-        if "offset.B" in p:  # the constant of a shifted start as r more ranks
+        if "offset.B" in p:  # the constant of a shifted start, or of restarts, as more ranks
             A, B = torch.cat([A, p["offset.A"]]), torch.cat([B, p["offset.B"] / s], 1)
         if a.flip:
             A, B = B.mT, A.mT

@@ -5,5 +5,6 @@ Plain functions on tensors, one file each.
 
 from .hadamard import Hadamards, hadamard_als
 from .kronecker import kronecker_svd
+from .weighted import Weighted, weighted_als, weighted_svd
 
-__all__ = ["Hadamards", "hadamard_als", "kronecker_svd"]
+__all__ = ["Hadamards", "Weighted", "hadamard_als", "kronecker_svd", "weighted_als", "weighted_svd"]

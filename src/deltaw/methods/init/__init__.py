@@ -3,6 +3,12 @@
 An init has `shifts` (does it move a constant into the base?) and `fill(start, p, stats) -> Op | None`: it writes the
 tensors of one site in place; a returned operator is a constant that is added to the base at this site and kept with
 the delta, so that the base itself is never changed.
+
+`needs` names what it looks at: "weight", or statistics of the site that `deltaw.probe` collects and `stats` then holds:
+"gradient" (m, n), "inputs" and "inputs_by_max" (n, n), "components" (with "singular" and "share"), "original" (m, n). An
+init may also give sites other ranks: `ranks(starts, stats) -> {site: rank}`; they become overrides of the plan, with s kept
+where `keeps_scale`. `start` is what a method declares: "identity", or "none: WHY" where the first output is not the base's.
+`fills` are tensors that the method would make after the init, and that this init makes instead.
 """
 
 from __future__ import annotations
@@ -25,7 +31,9 @@ T = TypeVar("T")
 class Init(Protocol):
     key: ClassVar[str]
     shifts: ClassVar[bool]
-    needs: ClassVar[frozenset[str]]  # of {"weight", "gradient", "inputs"}
+    needs: ClassVar[frozenset[str]]
+    start: ClassVar[str]
+    fills: ClassVar[tuple[str, ...]]
 
     def fill(self, start: Start, p: Tensors, stats: dict[str, Tensor]) -> Op | None: ...
 
@@ -33,21 +41,30 @@ class Init(Protocol):
 INITS: Registry[Any] = Registry("init")
 
 
-def init(*, paper: str, shifts: bool = False, needs: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
+def init(
+    *, paper: str, shifts: bool = False, needs: tuple[str, ...] = (), start: str = "identity", fills: tuple[str, ...] = ()
+) -> Callable[[type[T]], type[T]]:
     """Register an initialisation under the name of its module."""
 
     def register(cls: type[T]) -> type[T]:
         done: Any = dataclass(frozen=True)(cls)
-        done.key, done.paper, done.shifts, done.needs = (
-            cls.__module__.rsplit(".", 1)[-1],
-            paper,
-            shifts,
-            frozenset(needs),
-        )
+        done.key, done.paper, done.shifts = cls.__module__.rsplit(".", 1)[-1], paper, shifts
+        done.needs, done.start, done.fills = frozenset(needs), start, fills
         INITS.add(done.key, done)
         return done  # type: ignore[no-any-return]
 
     return register
+
+
+def measured(init: Any) -> frozenset[str]:
+    """What of its needs has to be measured: all but the weight itself, which every start can see."""
+    found: frozenset[str] = init.needs - {"weight"} if init is not None else frozenset()
+    return found
+
+
+def sketch(start: Start) -> Callable[[tuple[int, ...]], Tensor]:
+    """Gaussian numbers for `leading` at this site, from their own stream."""
+    return lambda shape: start.at("sketch", None).normal(shape, 1.0)
 
 
 def two_factors(start: Start, p: Tensors) -> tuple[Tensor, Tensor, float]:

@@ -74,6 +74,15 @@ class View(Protocol):
         old entry source[i] (flat; -1: starts at zero); or (restart) the tensor is as if never stepped."""
         ...
 
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        """(B, A, s) where the method is a function of W + s B A, so that parts of s B A may be folded; SpecError elsewhere."""
+        ...
+
+    def fold(self, B: Tensor, A: Tensor) -> None:
+        """W <- W + B A at this site, as a constant that is kept and saved with the adapter: the base is not changed. A rule
+        that takes the same away from s B A has not changed the function."""
+        ...
+
     def damp(self, name: str, factor: float) -> None:
         """In `before`: the coming step moves this tensor only by `factor` of the way, as a lower learning rate would."""
         ...

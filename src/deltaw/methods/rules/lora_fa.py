@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from ...errors import SpecError
 from ...spec import scale_of
+from ..update.algebra.pair import Factor
 from . import Rule, View, rule
 
 
@@ -14,7 +13,8 @@ class ProjectedGradient(Rule):
     """dL/dB <- s⁻² dL/dB (A Aᵀ + delta I)⁻¹ before every step, for W' = W + s B A with a frozen A.
 
     With plain SGD the weight then moves by -lr G Aᵀ (A Aᵀ)⁻¹ A, G = dL/dW': the gradient projected on A's rows, whatever
-    A's size and s. As in HF PEFT's `create_lorafa_optimizer`, which puts AdamW behind it; here the plan's update does.
+    A's size and s: B in the frame of A, Sub(factor_A(1), inner), where the inner optimiser is the plan's update (HF PEFT's
+    `create_lorafa_optimizer` has AdamW). A rule and no update rule, as those are given the trained tensors and A is none of them.
     """
 
     delta: float = 1e-8
@@ -24,6 +24,5 @@ class ProjectedGradient(Rule):
         if A is None or B is None or A.requires_grad or B.shape[1] != A.shape[0]:
             raise SpecError(f"{view.name}: the projected gradient is for W + s B A with a frozen A; found {view.method}")
         if B.grad is not None:
-            G = A @ A.mT
-            G.diagonal().add_(self.delta)
-            B.grad.copy_(torch.linalg.solve(G, B.grad.mT).mT / scale_of(view.method) ** 2)
+            frame, G = Factor(1.0, self.delta, scale_of(view.method)), B.grad.mT
+            B.grad.copy_(frame.down(frame.refresh(G, A.mT, None), G).mT)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...spec import Registry
+from ...spec import Registry, from_config
 
 T = TypeVar("T")
 UPDATES: Registry[Any] = Registry("update")
@@ -26,7 +26,7 @@ def update(*, paper: str) -> Callable[[type[T]], type[T]]:
 
     def register(cls: type[T]) -> type[T]:
         done: Any = dataclass(frozen=True)(cls)
-        done.key, done.paper = cls.__module__.rsplit(".", 1)[-1], paper
+        done.key, done.paper, done.registry = cls.__module__.rsplit(".", 1)[-1], paper, UPDATES  # what it wraps is found there
         UPDATES.add(done.key, done)
         return done  # type: ignore[no-any-return]
 
@@ -55,6 +55,30 @@ def grouped(pairs: Iterable[tuple[Settings, tuple[str, nn.Parameter]]]) -> list[
     for settings, named in pairs:
         groups.setdefault(settings, []).append(named)
     return [{"params": members, **dict(settings)} for settings, members in groups.items()]
+
+
+def rescaled(
+    rule: Any, factor: Callable[[str, nn.Parameter], tuple[float, float]], named: dict[str, nn.Parameter], lr: float, about: About, **kw: Any
+) -> torch.optim.Optimizer:
+    """The optimiser of `rule` (or of its key), with the rate and the weight decay of every tensor times factor(name, tensor).
+
+    Its groups are split where tensors of one group get different factors. A schedule has to multiply the rates that it
+    finds, as torch's and transformers' do; one that sets a single rate undoes this.
+    """
+    inner: Any = from_config(rule, UPDATES) if isinstance(rule, (str, dict)) else rule
+    optimizer: torch.optim.Optimizer = inner.optimizer(named, lr, about=about, **kw)
+    groups = []
+    for group in optimizer.param_groups:
+        parts: dict[tuple[float, float], tuple[list[nn.Parameter], list[str]]] = {}
+        for p, name in zip(group["params"], group["param_names"], strict=True):
+            tensors, names = parts.setdefault(factor(name, p), ([], []))
+            tensors.append(p)
+            names.append(name)
+        for (rate, decay), (tensors, names) in parts.items():
+            more = {"lr": group["lr"] * rate, "weight_decay": group["weight_decay"] * decay}
+            groups.append({**group, "params": tensors, "param_names": names, **more})
+    optimizer.param_groups[:] = groups
+    return optimizer
 
 
 FUSED = ("cpu", "cuda", "mps", "xpu")  # the devices with a fused kernel; torch itself asks only when a step is made

@@ -3,6 +3,7 @@
 closed/update/KEY.py:  RULES = [instances];  closed(rule, p, grad, lr, steps, s) -> {name: tensor after the steps}
     p: {name: start}; grad(p) -> {name: gradient} there. A rule of matrices gets "tall.weight" (12 x 6), "wide.weight" (6 x 12) and
     "tall.bias"; a rule of factors "wide.A" (3 x 12), "wide.B" (6 x 3), "tall.A", "tall.B" and the s of W + s B A.
+    A rule for one structure: check(rule) -> what was compared, in the place of closed.
     Optional PEFT = "how it was compared": set where tests/ compare with HF PEFT too.
 closed/init/KEY.py:    INITS = [instances];  closed(init, W, stats, r, s) -> (B, A, offset or None)
     stats: what the init needs, {"gradient": G, "inputs": C} for the site. B A up to the sign of each pair.

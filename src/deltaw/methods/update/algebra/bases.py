@@ -25,6 +25,37 @@ def signed(P: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Haar:
+    """k directions drawn uniformly: QR of a Gaussian matrix, with the signs that make it uniform."""
+
+    def __call__(self, M: Tensor, k: int, old: Tensor | None, draw: Draw) -> Tensor:
+        Q, R = torch.linalg.qr(draw.normal((M.shape[0], k), M, "haar"))
+        return Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)
+
+
+@dataclass(frozen=True)
+class SvdSample:
+    """k of the left singular vectors, drawn without replacement with weights sigma_i / sum sigma (one after the other), in order of sigma.
+
+    Drawn as the k smallest waiting times -log(u_i) / sigma_i (Efraimidis, Spirakis 2006). A vector with sigma = 0 comes only
+    where the others do not suffice.
+    """
+
+    def __call__(self, M: Tensor, k: int, old: Tensor | None, draw: Draw) -> Tensor:
+        U, sigma, _ = torch.linalg.svd(M, full_matrices=False)
+        wait = -torch.log1p(-draw.uniform(tuple(sigma.shape), sigma, "sample")) / sigma
+        return signed(U[:, wait.topk(k, largest=False).indices.sort().values])
+
+
+@dataclass(frozen=True)
+class Power:
+    """One round of subspace iteration from the old frame, P = qr(M Mᵀ P_old); an SVD where there is none yet."""
+
+    def __call__(self, M: Tensor, k: int, old: Tensor | None, draw: Draw) -> Tensor:
+        return Svd()(M, k, old, draw) if old is None else signed(torch.linalg.qr(M @ (M.mT @ old))[0])
+
+
+@dataclass(frozen=True)
 class Svd:
     """The k left singular vectors of the largest singular values, by LAPACK."""
 

@@ -1,0 +1,46 @@
+"""GaLore 2: GaLore with a randomised SVD, made for large models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import NOTHING, About, update
+from .algebra import Adam, Rsvd, Side, Sub, Word, inner, matrices
+
+
+@update(paper="arXiv:2504.20437")
+class GaLore2:
+    """GaLore whose frame comes from subspace iteration on r + oversample columns, with `power` rounds.
+
+    The sketch's numbers depend on the seed, the parameter's name and the step only, so every process has the same frame; gradients are
+    averaged first. Inside `in_backward()` a layer's gradient is used and freed at once. State of an m x n matrix, m <= n:
+    m r + 2 n r numbers; inner = "adam8bit": the moments take a byte each. Source: Su et al. 2025; no code of its own is public.
+    Our reading: what they change in GaLore's formula is the SVD alone; their sharding (FSDP) is not here. Trap: the frame must come from
+    the whole gradient, never from a shard.
+    """
+
+    r: int | float = 1024
+    every: int = 500
+    scale: float = 0.25
+    oversample: int = 8
+    power: int = 2
+    inner: Word = "adam"
+    weight_decay: float = 0.0
+
+    def rule(self) -> Sub:
+        adam = Adam(eps=1e-6, convention="hf")
+        frame = Side(self.r, Rsvd(self.oversample, self.power))
+        return Sub(frame, inner(self.inner, adam), every=self.every, scale=self.scale, decay="after")
+
+    def floats(self, m: int, n: int) -> int:
+        """Numbers of floating-point state for an m x n matrix: frame and two moments."""
+        return self.rule().floats(m, n)
+
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
+        return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})

@@ -1,0 +1,80 @@
+"""What the plan's init wants to know, measured on the first batches of the training data."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from ..errors import SpecError
+from ..methods.init import measured
+from ..plan import Plan
+from ..probe import Stats, places, probe
+from .base import cache_root
+from .batches import Collate, Order
+from .encode import Encoded
+from .host import has_accelerator
+from .loss import label_loss
+from .progress import Progress
+from .recipe import TrainPart, plain
+
+
+def measure(model: Any, plan: Plan, train: Encoded, t: TrainPart, pad: int, show: Progress, note: Any) -> Stats | None:
+    """Stats for the plan's init, from its own cache where the same was measured before; None if it needs none."""
+    needs = measured(plan.init)
+    if not needs:
+        return None
+    if "original" in needs:
+        raise SpecError(
+            f"init '{plan.init.key}' compares the base with the weights before quantisation, and a recipe names one model: "
+            "deltaw.attach(model, plan, stats=deltaw.probe(model, (), plan, original=...)) in Python"
+        )
+    size = t.batch_size
+    order = list(
+        islice(
+            Order([len(i["input_ids"]) for i in train.items], size, t.seed, t.sort_by_length), size * t.probe_batches
+        )
+    )
+    batches = [Collate(pad)([train.items[i] for i in order[k : k + size]]) for k in range(0, len(order), size)]
+    note(f"init {plan.init.key}: measuring {', '.join(sorted(needs))} on {len(batches)} batches, before training")
+    if has_accelerator():
+        import torch
+
+        model.to(torch.accelerator.current_accelerator())
+
+    def step(done: int, total: int | None) -> None:
+        if done == 1:
+            show.begin(total or 0, what="measuring")
+        show.step(done)
+
+    def loss(model: Any, batch: Any) -> Any:
+        total, count = label_loss(model, batch)
+        return total / count
+
+    try:
+        return probe(
+            model,
+            batches,
+            plan,
+            loss=loss,
+            forward=_inner(model, plan),
+            cache=cache_root() / "probes",
+            progress=step,
+            seed=t.seed,
+        )
+    finally:
+        show.end()
+
+
+def _inner(model: Any, plan: Plan) -> Any:
+    """Call the backbone where it holds every site: nobody needs the vocabulary."""
+    body = getattr(model, "base_model", model)
+    inside = {id(m) for m in body.modules()}
+    part = body if all(id(a.site.module) in inside for a in places(model, plan)) else model
+    return lambda _, batch: part(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)
+
+
+def as_asked(plan: Plan, recipe: dict[str, Any]) -> bool:
+    """Is this the recipe's plan, apart from the overrides where its init has set every rank?"""
+    left_out = {"overrides"} if hasattr(plan.init, "ranks") else set[str]()
+    found, asked = plain(plan.to_dict()), plain(recipe)
+    return all(found[k] == asked[k] for k in found if k not in left_out)
