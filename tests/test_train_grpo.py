@@ -79,6 +79,7 @@ def test_rewards_rise_and_what_a_run_leaves(tmp_path):
     assert summary["sentinel"] == {"no_gradient": [], "unmoved": [], "not_finite": []} and summary["tokens"] > 0
     again = deltaw.load(tiny_model(), out / "adapter")
     assert all(torch.equal(v, result.adapted.state()[k]) for k, v in again.state().items())
+    assert ">reward<" in (out / "curves.svg").read_text()
     assert "forward" not in model.__dict__ and model.config.use_cache and not model.training
     assert not [p for p in out.rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl") or p.name == "README.md"]
     result.adapted.detach()
@@ -208,7 +209,7 @@ def test_the_same_run_as_with_peft(tmp_path):
             other[k.replace(".weight", ".default.weight")].detach(),
             rtol=0,
             atol=1e-4,
-            msg=lambda text: f"{k}: {text}",
+            msg=lambda text, k=k: f"{k}: {text}",
         )
         assert (v - start[k]).abs().max() > 5e-3
 

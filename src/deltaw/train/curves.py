@@ -1,4 +1,4 @@
-"""One picture per run: loss over steps, and how far every site has moved. Plain SVG, no plotting library."""
+"""One picture per run: loss (or reward) over steps, and how far every site has moved. Plain SVG, no plotting library."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ def site_norms(adapted: Any) -> dict[str, dict[str, float]]:
 def picture(history: Iterable[dict[str, Any]], norms: dict[str, dict[str, float]], title: str = "") -> str:
     """The SVG text. history: lines of metrics.jsonl; norms: from `site_norms`."""
     lines = list(history)
-    train = [(r["step"], r["loss"]) for r in lines if _number(r.get("loss"))]
+    what = "reward" if any(_number(r.get("reward")) for r in lines) else "loss"  # under GRPO the loss says nothing
+    train = [(r["step"], r[what]) for r in lines if _number(r.get(what))]
     held = [(r["step"], r["eval_loss"]) for r in lines if _number(r.get("eval_loss"))]
     body = [f'<text x="20" y="22" style="font:bold 14px system-ui,sans-serif">{escape(title)}</text>']
-    body += _loss(train, held, 40)
+    body += _loss(train, held, 40, what)
     cells, bottom = _heat(norms, 40 + HEIGHT + 50)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 20}" width="{WIDTH}" height="{bottom + 20}">'
@@ -77,10 +78,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _loss(train: list[tuple[float, float]], held: list[tuple[float, float]], top: int) -> list[str]:
+def _loss(train: list[tuple[float, float]], held: list[tuple[float, float]], top: int, what: str) -> list[str]:
     points = train + held
     if not points:
-        return [_text(20, top + 20, "no loss was logged")]
+        return [_text(20, top + 20, f"no {what} was logged")]
     x1, y1 = max(x for x, _ in points), max(y for _, y in points)
     y0 = min(0.0, min(y for _, y in points))
     y1 = y1 if y1 > y0 else y0 + 1.0
@@ -98,7 +99,7 @@ def _loss(train: list[tuple[float, float]], held: list[tuple[float, float]], top
         )
     for x in ticks(0, x1, 8):
         out.append(_text(left + (right - left) * x / max(x1, 1), base + 16, f"{x:g}", "middle"))
-    out.append(_text(right, base + 32, "step", "end") + _text(20, top - 4, "loss"))
+    out.append(_text(right, base + 32, "step", "end") + _text(20, top - 4, what))
     for series, color, name in ((train, "#1f77b4", "training"), (held, "#d62728", "held out")):
         if series:
             path = " ".join(map(at, series))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..attach import Adapted, disabled
+from ..attach import prompts as prompts_end
 from ..errors import SpecError
 from ..spec import Registry
 from .gym import Task
@@ -92,11 +93,9 @@ class Run:
             for ids, real, said in self.rows(prompts, completion_ids):
                 first = max(int(said.argmax(1).min()), 1)  # logits are made from here on
                 keep = ids.shape[1] - first + 1
-                logits = (
-                    model(input_ids=ids, attention_mask=real, use_cache=False, logits_to_keep=keep)
-                    .logits[:, :-1]
-                    .float()
-                )
+                with prompts_end(model, said.argmax(1)):
+                    y = model(input_ids=ids, attention_mask=real, use_cache=False, logits_to_keep=keep)
+                logits = y.logits[:, :-1].float()
                 logp = (logits / self.temperature).log_softmax(-1).gather(2, ids[:, first:, None])[..., 0]
                 mask = said[:, first:]
                 out.append((logp * mask).sum(1) / mask.sum(1).clamp(min=1))
