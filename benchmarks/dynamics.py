@@ -96,9 +96,9 @@ QUICK = {
 }
 
 
-def whole(update: Any) -> dict[str, Any]:
-    """All weights of the model, by an update rule."""
-    return {"kind": "whole", "update": update}
+def whole(update: Any, **kw: Any) -> dict[str, Any]:
+    """All weights of the model, by an update rule; projections=True: those that adapters are put on, the others stay."""
+    return {"kind": "whole", "update": update, **kw}
 
 
 def adapter(method: Any, **plan: Any) -> dict[str, Any]:
@@ -132,7 +132,8 @@ CONTENDERS: dict[str, dict[str, dict[str, Any]]] = {
         **{k: adapter(LORA, init=k) for k in ("pissa", "olora", "lora_ga", "gora", "eva", "corda")},
         "lora_xs": adapter({"key": "lora_xs", "alpha": 8.0}),
         "lora_sb": adapter({"key": "lora_xs", "alpha": 8.0}, init="lora_sb"),
-        **{k: adapter(LORA, update=k) for k in ("lora_plus", "riemannian_lora", "lora_pro", "altlora", "altlora_plus", "loft", "allora", "hd_pissa")},
+        **{k: adapter(LORA, update=k) for k in ("lora_plus", "riemannian_lora", "lora_pro", "altlora", "altlora_plus", "loft", "allora")},
+        "hd_pissa": whole({"key": "hd_pissa", "workers": 4}, projections=True),
         "lora_fa": adapter({"key": "lora_fa", "alpha": 32.0}),
     },
 }  # fmt: skip
@@ -289,6 +290,8 @@ def settled(config: dict[str, Any], task: str, size: Size) -> dict[str, Any]:
 def put_on(model: Any, config: dict[str, Any], rate: float, seed: int, text: Text) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
     """The contender's optimiser over a model, and what it trains."""
     if config["kind"] == "whole":
+        for name, p in model.named_parameters():
+            p.requires_grad_(not config.get("projections") or "_proj." in name)
         optimizer = deltaw.optimizer(model, config["update"], rate)
         return optimizer, [p for p in model.parameters() if p.requires_grad]
     plan = deltaw.Plan.from_dict({**config["plan"], "seed": seed})
@@ -571,7 +574,7 @@ def words(config: dict[str, Any]) -> str:
         return f"{c['key']}({', '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in c.items() if k != 'key')})".replace("()", "")
 
     if config["kind"] == "whole":
-        return f"all weights, {say(config['update'])}"
+        return f"all {'projections' if config.get('projections') else 'weights'}, {say(config['update'])}"
     plan = config["plan"]
     return " + ".join(say(c) for c in (plan["method"], plan.get("init"), plan.get("update"), *plan["rules"]) if c)
 
