@@ -171,3 +171,16 @@ def test_a_tensor_of_the_whole_model_cannot_have_two_seeds():
     plan = deltaw.Plan(deltaw.methods.VeRA(r=2), overrides={"q_proj": {"seed": 1}})
     with pytest.raises(SpecError, match="shared by all sites"):
         deltaw.attach(Net(1), plan)
+
+
+def test_the_first_override_wins_in_files_too(tmp_path):
+    """JSON and YAML are written with sorted keys; an order that is another one has to survive."""
+    from deltaw.testing.tiny import Tiny, settle
+
+    plan = deltaw.Plan(LoRA(r=4), overrides={"up": {"r": 2}, "blocks.0.up": {"r": 3}})
+    again = deltaw.Plan.from_dict(json.loads(json.dumps(plan.to_dict(), sort_keys=True)))
+    assert again == plan and list(again.overrides) == ["up", "blocks.0.up"]
+    deltaw.attach(settle(Tiny(), torch.float32), plan).save(tmp_path)
+    loaded = deltaw.load(settle(Tiny(), torch.float32), tmp_path)
+    assert {e.get("A").shape[0] for n, e in loaded.entries().items() if n.endswith("up")} == {2}
+    assert list(loaded.plan.overrides) == ["up", "blocks.0.up"]

@@ -81,7 +81,7 @@ def test_moving_between_factor_frames():
     torch.testing.assert_close(frame.up(g, moved), new @ torch.linalg.pinv(new) @ frame.up(f, C))
     V = torch.einsum("aj,bj->jab", C, C)
     state = {"m": C.clone(), "V": V.clone()}
-    MoveGrams()(AdamGram(), state, lambda c: frame.move(f, g, c), None)
+    MoveGrams()(AdamGram(), state, lambda c: frame.move(f, g, c), lambda c: c, None)
     torch.testing.assert_close(state["V"], torch.einsum("aj,bj->jab", moved, moved))
     with pytest.raises(SpecError, match="kappa = 1"):
         Pair(Factor(0.0), Ema(), Move())

@@ -93,7 +93,7 @@ class Plan:
             "method": to_config(self.method),
             "targets": self.targets if isinstance(self.targets, str) else list(self.targets),
             "exclude": self.exclude if isinstance(self.exclude, str) else list(self.exclude),
-            "overrides": {k: plain(v) for k, v in self.overrides.items()},
+            "overrides": _ordered({k: plain(v) for k, v in self.overrides.items()}),
             "layers": None if self.layers is None else list(self.layers),
             "init": None if self.init is None else to_config(self.init),
             "update": to_config(self.update),
@@ -115,8 +115,10 @@ class Plan:
             if key not in names:
                 raise SpecError(f"a plan has no field '{key}'{nearest(key, names)}")
         ready = dict(data)
+        pairs = data.get("overrides", {})
         ready["overrides"] = {
-            k: from_config(v) if isinstance(v, dict) and "key" in v else v for k, v in data.get("overrides", {}).items()
+            k: from_config(v) if isinstance(v, dict) and "key" in v else v
+            for k, v in (pairs.items() if isinstance(pairs, dict) else pairs)
         }
         return cls(**ready)
 
@@ -178,6 +180,11 @@ class Plan:
                     ends = [s for s in found if s is not None and s.parameter() is site.parameter()]
                     out += [Assignment(s, method, site.name, s.transposed != site.transposed) for s in ends]
         return out
+
+
+def _ordered(overrides: dict[str, Any]) -> Any:
+    """As a dict where its order is that of the alphabet, which files keep; else as pairs: the first pattern that fits wins."""
+    return overrides if list(overrides) == sorted(overrides) else [[k, v] for k, v in overrides.items()]
 
 
 def _tie(out: list[Assignment]) -> None:

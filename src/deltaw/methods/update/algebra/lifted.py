@@ -57,8 +57,8 @@ class AdamGram(Lifted):
 class MoveGrams(Move):
     """First moments through C -> R C, the matrices of the second as V_j -> R V_j Rᵀ: the running mean of (R c_j)(R c_j)ᵀ."""
 
-    def __call__(self, inner: Inner, s: Numbers, move: Movement, draw: Draw) -> None:
-        super().__call__(inner, s, move, draw)
+    def __call__(self, inner: Inner, s: Numbers, move: Movement, spread: Movement, draw: Draw) -> None:
+        super().__call__(inner, s, move, spread, draw)
         for name in inner.second:
             if name in s:
                 V, r = s[name], s[name].shape[-1]

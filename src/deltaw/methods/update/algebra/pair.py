@@ -86,7 +86,7 @@ class Factor(Frame):
 class Lend(Carry):
     """The next direction is made with a moved first moment, "lent" in the state; the one that is kept has not moved."""
 
-    def __call__(self, inner: Inner, s: Numbers, move: Movement, draw: Draw) -> None:
+    def __call__(self, inner: Inner, s: Numbers, move: Movement, spread: Movement, draw: Draw) -> None:
         s["lent"] = move(s["m"])
 
 
@@ -126,12 +126,10 @@ class Pair(Rule):
             inner = s.setdefault("inner", {})
             if not isinstance(self.carry, Keep):
                 if "old" in s:
-                    self.carry(
-                        self.inner,
-                        inner,
-                        partial(self.frame.move, {"Y": s["old"]}, f),
-                        now.draw(role, int(inner.get("step", 0))),
-                    )
+                    move = partial(self.frame.move, {"Y": s["old"]}, f)
+                    R = move(torch.eye(Y.shape[1], dtype=G.dtype, device=G.device))
+                    draw = now.draw(role, int(inner.get("step", 0)))
+                    self.carry(self.inner, inner, move, partial(torch.matmul, R.square()), draw)
                 s["old"] = f["Y"]
             U, gain = self.inner(self.frame.down(f, G), inner)
             if role not in moved:
