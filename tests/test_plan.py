@@ -122,8 +122,8 @@ def test_unknown_words_offer_the_nearest():
         deltaw.Plan("lorra")
     with pytest.raises(SpecError, match="no init 'pisa'; nearest: pissa"):
         deltaw.Plan("lora", init="pisa")
-    with pytest.raises(SpecError, match="no update 'adam'; nearest: adamw"):
-        deltaw.Plan("lora", update="adam")
+    with pytest.raises(SpecError, match="no update 'adamwe'; nearest: adamw"):
+        deltaw.Plan("lora", update="adamwe")
     with pytest.raises(SpecError, match="no field 'target'; nearest: targets"):
         deltaw.Plan.from_dict({"method": "lora", "target": ["q_proj"]})
     with pytest.raises(SpecError, match="lora.r must be int"):
