@@ -215,7 +215,7 @@ def compare_closed(rule: Any) -> str:
     shapes = {"wide": (6, 12), "tall": (12, 6)}
     aim = {k: values(*mn, name=f"aim {k}") for k, mn in shapes.items()}
     base = {k: values(*mn, name=f"base {k}", std=0.3) for k, mn in shapes.items()}
-    pairs = getattr(rule, "pairs", False)
+    pairs = getattr(judge, "PAIRS", getattr(rule, "pairs", False))
     if pairs:
         start = {f"{k}.{w}": values(*((m, 3) if w == "B" else (3, n)), name=f"{k}{w}", std=0.4) for k, (m, n) in shapes.items() for w in "AB"}
     else:

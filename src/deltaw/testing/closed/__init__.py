@@ -5,6 +5,7 @@ closed/update/KEY.py:  RULES = [instances];  closed(rule, p, grad, lr, steps, s)
     "tall.bias"; a rule of factors "wide.A" (3 x 12), "wide.B" (6 x 3), "tall.A", "tall.B" and the s of W + s B A.
     A rule for one structure: check(rule) -> what was compared, in the place of closed.
     Optional PEFT = "how it was compared": set where tests/ compare with HF PEFT too.
+    Optional PAIRS = True: a rule that is no rule of factors, compared on factors all the same.
 closed/init/KEY.py:    INITS = [instances];  closed(init, W, stats, r, s) -> (B, A, offset or None)
     stats: what the init needs, {"gradient": G, "inputs": C} for the site. B A up to the sign of each pair.
 closed/rules/KEY.py:   check() -> what was compared; raises LawBroken
