@@ -20,7 +20,10 @@ def pools(view: Any) -> dict[str, Tensor]:
     B, A, s = view.factors()
     (m, r), n = B.shape, A.shape[1]
     spare, (a, b) = max(min(m, n) - r, 0), bounds(m, n, r, s)
-    drawn = {name: view.draw(name).uniform((spare, size), bound) for name, size, bound in (("pool.A", n, a), ("pool.B", m, b))}
+    drawn = {
+        name: view.draw(name).uniform((spare, size), bound)
+        for name, size, bound in (("pool.A", n, a), ("pool.B", m, b))
+    }
     return {name: t.to(A.dtype) for name, t in drawn.items()}
 
 

@@ -99,7 +99,9 @@ def installed(adapted: Adapted) -> torch.optim.Optimizer:
         raise NotApplicable(f"it is not for LoRA, and no method asks for it: {error}") from None
 
 
-def go(model: nn.Module, optimizer: Any, steps: range, dtype: torch.dtype = F64, parts: int = 1, looks: bool = False) -> None:
+def go(
+    model: nn.Module, optimizer: Any, steps: range, dtype: torch.dtype = F64, parts: int = 1, looks: bool = False
+) -> None:
     """Steps on batches by number, in micro-batches; with looks, an evaluation in the middle of each."""
     for step in steps:
         x, y = (values(8, 3, WIDTH, name=f"{word}{step}", dtype=dtype) for word in "xy")

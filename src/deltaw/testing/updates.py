@@ -125,11 +125,11 @@ def state_is_tensors(rule: Any) -> str:
     """The state holds tensors (nested in dicts) only, keyed by name."""
     model, opt, p = problem(rule)
     _go(model, opt, range(2), 1, False, torch.float64)
-    leaves = list(leaves(opt.state_dict()["state"]))
-    must(all(isinstance(t, Tensor) for t in leaves), f"found {sorted({type(t).__name__ for t in leaves})}")
+    found = list(leaves(opt.state_dict()["state"]))
+    must(all(isinstance(t, Tensor) for t in found), f"found {sorted({type(t).__name__ for t in found})}")
     names = [n for g in opt.state_dict()["param_groups"] for n in g["param_names"]]
     must(sorted(names) == sorted(p), "the groups do not name every parameter once")
-    return f"{len(leaves)} tensors"
+    return f"{len(found)} tensors"
 
 
 def leaves(v: Any) -> Iterator[Any]:

@@ -73,7 +73,12 @@ def triplets(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def on_the_left(
-    p: dict[str, Tensor], grad: Any, lr: float, steps: int, way: Callable[[str, int, Tensor, State], Tensor], larger: bool = False
+    p: dict[str, Tensor],
+    grad: Any,
+    lr: float,
+    steps: int,
+    way: Callable[[str, int, Tensor, State], Tensor],
+    larger: bool = False,
 ) -> dict[str, Tensor]:
     """Steps of a rule that is written for frames on the left: way(name, step, gradient, state) is what a matrix moves by, seen with
     its smaller side (or its `larger` one) first; what is no matrix moves by Adam. state: a dict for each tensor."""

@@ -58,7 +58,12 @@ class SubOptimizer(torch.optim.Optimizer):
     """One group of all parameters at first; more may be added. units: each parameter belongs to exactly one."""
 
     def __init__(
-        self, named: Mapping[str, nn.Parameter], units: Iterable[Unit], lr: float, weight_decay: float = 0.0, seed: int = 0
+        self,
+        named: Mapping[str, nn.Parameter],
+        units: Iterable[Unit],
+        lr: float,
+        weight_decay: float = 0.0,
+        seed: int = 0,
     ):
         super().__init__([{"params": list(named.items())}], {"lr": lr, "weight_decay": weight_decay})
         self.units, self.seed = list(units), seed

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ....errors import ShapeError
 from ....lowrank import signs
-from ...workers import gather, place
+from ....sites.watch import place
+from ...workers import gather
 from .inners import Adam
 from .optimizer import Rule, Step
 

@@ -43,7 +43,8 @@ def closed(rule: MuP, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s:
     rates = dict(zip(("tall.weight", "wide.weight", "tall.bias"), RATES[RULES.index(rule)], strict=True))
     decay = getattr(rule.inner, "weight_decay", 0.0)
     if rule.like == "adam":
-        return adamw(p, grad, lambda k: lr * rates[k], lambda k: 1 - lr * decay, steps)  # decay is the same at every width
+        kept = 1 - lr * decay  # the same at every width
+        return adamw(p, grad, lambda k: lr * rates[k], lambda k: kept, steps)
     for _ in range(steps):
         p = {k: p[k] - lr * rates[k] * g for k, g in grad(p).items()}
     return p
