@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...spec import Registry, from_config
+from ...spec import Registry, dataclass_transform, from_config
 
 T = TypeVar("T")
 UPDATES: Registry[Any] = Registry("update")
 
 
+@dataclass_transform(frozen_default=True)
 def update(*, paper: str) -> Callable[[type[T]], type[T]]:
     """Register an update rule under the name of its module."""
 

@@ -72,7 +72,7 @@ class SubOptimizer(torch.optim.Optimizer):
             raise SpecError("every parameter belongs to exactly one unit")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every unit that has a gradient. Parameters without one are left alone, as in torch."""
         loss = None
         if closure is not None:
@@ -117,7 +117,8 @@ class SubOptimizer(torch.optim.Optimizer):
                 if unit.arrived == expected:
                     self._now(unit, max_norm)
 
-            handles += [p.register_post_accumulate_grad_hook(arrive) for p in unit.p.values()]
+            for p in unit.p.values():
+                handles.append(p.register_post_accumulate_grad_hook(arrive))  # type: ignore[no-untyped-call]
         try:
             yield self
         finally:
