@@ -19,13 +19,13 @@ def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: 
     everything else by AdamW, where the rule is one for matrices. kw goes to the rule's optimiser (weight_decay, seed).
     Its `in_backward()` steps inside the backward pass, so that the model's gradients never exist together.
     """
-    if isinstance(update, (str, dict)):
-        update = from_config(update, UPDATES)
     named = {k: p for k, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise SpecError("no parameter of this model requires a gradient: an adapter is attached, or it was frozen")
     tables = [f"{k}.weight" for k, m in model.named_modules() if isinstance(m, nn.Embedding)]
     head = getattr(model, "get_output_embeddings", lambda: None)()
     tables += [k for k, p in named.items() if head is not None and p is getattr(head, "weight", None)]
-    made: torch.optim.Optimizer = update.optimizer(named, lr, about=About(frozenset(tables)), **kw)
+    made: torch.optim.Optimizer = from_config(update, UPDATES).optimizer(
+        named, lr, about=About(frozenset(tables)), **kw
+    )
     return made

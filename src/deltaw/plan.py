@@ -61,16 +61,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        if isinstance(self.method, (str, dict)):
-            put(self, "method", from_config(self.method))
+        put(self, "method", from_config(self.method))
         if not isinstance(self.method, Method):
             raise SpecError(f"Plan.method must be a method such as LoRA(r=8) or its key; found {self.method!r}")
-        if isinstance(self.init, (str, dict)):
-            put(self, "init", from_config(self.init, INITS))
-        if isinstance(self.update, (str, dict)):
-            put(self, "update", from_config(self.update, UPDATES))
+        put(self, "init", from_config(self.init, INITS))
+        put(self, "update", from_config(self.update, UPDATES))
         rules = self.rules if isinstance(self.rules, (list, tuple)) else (self.rules,)
-        put(self, "rules", tuple(from_config(r, RULES) if isinstance(r, (str, dict)) else r for r in rules))
+        put(self, "rules", tuple(from_config(r, RULES) for r in rules))
         if bad := [r for r in self.rules if getattr(r, "key", None) not in RULES]:
             raise SpecError(f"Plan.rules are rules or their keys ({', '.join(RULES)}); found {bad[0]!r}")
         for name in ("targets", "exclude", "train_modules"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import SpecError, StateMismatch
-from ..sites.watch import several
+from ..sites.watch import place, several
+from ..spec import from_config
+from .update import NOTHING, UPDATES, About
 
 STATE = "outer"  # the key in the optimiser's state dict
 
@@ -21,7 +24,7 @@ class Processes:
 
     @property
     def size(self) -> int:
-        return torch.distributed.get_world_size() if several() else 1
+        return place()[1]
 
     def start(self, t: Tensor) -> dict[str, Any]:
         sent: dict[str, Any] = {"sum": t.clone(), "began": self.now()}
@@ -129,11 +132,29 @@ class Outer:
         }
 
 
+class PhasedUpdate:
+    """What update rules with an outer optimiser share: the fields of `Outer`, whether they are `eager`, and any rule as `inner`."""
+
+    eager: ClassVar[bool] = False
+    inner: object
+    every: int
+    outer_lr: float
+    momentum: float
+
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, wire: Any = None, **kw: Any
+    ) -> torch.optim.Optimizer:
+        """wire: what means travel by, `Processes` by default."""
+        made = from_config(self.inner, UPDATES).optimizer(named, lr, about=about, **kw)
+        return Outer(self.every, self.outer_lr, self.momentum, self.eager, wire).install(made)
+
+
 def parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """By name, in the order of the groups."""
     return {k: p for g in optimizer.param_groups for k, p in zip(g["param_names"], g["params"])}
 
 
 def flat(tensors: Any) -> Tensor:
+    """One vector of all their numbers, in float32 at least."""
     wide = [t.detach().to(torch.promote_types(t.dtype, torch.float32)).reshape(-1) for t in tensors]
     return torch.cat(wide)

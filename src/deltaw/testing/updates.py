@@ -7,14 +7,14 @@ that the structure it was made for is attached to (`structure`, a configuration)
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import attach
+from ..attach import attach
 from ..methods.update import UPDATES, About
 from ..methods.update.algebra import SubOptimizer
 from ..optimize import optimizer as over
@@ -25,7 +25,6 @@ from .laws.base import NotApplicable, close, must
 from .tiny import WIDTH, Tiny, settle, values
 
 STEPS, RATE, HALF = 9, 1e-2, 5  # rules with a period get one of 4 here: a refresh before the break and one after it
-Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def rules_of(key: str) -> list[Any]:
@@ -75,7 +74,7 @@ def _go(model: nn.Module, opt: Any, steps: range, parts: int, inside: bool, dtyp
             x, y = batch(step, dtype)
             opt.zero_grad()
             for a, b in zip(x.chunk(parts), y.chunk(parts)):
-                loss_of(model, a, b, parts).backward()
+                loss_of(model, a, b, parts).backward()  # type: ignore[no-untyped-call]
             opt.step()
 
     if inside:
@@ -126,24 +125,25 @@ def state_is_tensors(rule: Any) -> str:
     """The state holds tensors (nested in dicts) only, keyed by name."""
     model, opt, p = problem(rule)
     _go(model, opt, range(2), 1, False, torch.float64)
-    leaves = list(_leaves(opt.state_dict()["state"]))
-    must(all(isinstance(t, Tensor) for t in leaves), f"found {sorted({type(t).__name__ for t in leaves})}")
+    found = list(leaves(opt.state_dict()["state"]))
+    must(all(isinstance(t, Tensor) for t in found), f"found {sorted({type(t).__name__ for t in found})}")
     names = [n for g in opt.state_dict()["param_groups"] for n in g["param_names"]]
     must(sorted(names) == sorted(p), "the groups do not name every parameter once")
-    return f"{len(leaves)} tensors"
+    return f"{len(found)} tensors"
 
 
-def _leaves(v: Any) -> Any:
+def leaves(v: Any) -> Iterator[Any]:
+    """What nested dicts hold in the end."""
     if isinstance(v, dict):
         for inner in v.values():
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield v
 
 
 def state_floats(optimizer: torch.optim.Optimizer, p: Tensor) -> int:
     """Numbers in the floating-point state of one parameter, counters and single numbers apart."""
-    return sum(t.numel() for t in _leaves(optimizer.state[p]) if isinstance(t, Tensor) and t.is_floating_point() and t.dim())
+    return sum(t.numel() for t in leaves(optimizer.state[p]) if isinstance(t, Tensor) and t.is_floating_point() and t.dim())
 
 
 def state_is_as_large_as_stated(rule: Any) -> str:
@@ -188,7 +188,7 @@ def learns(rule: Any) -> str:
     first = loss_of(model, x, y).item()
     for _step in range(60):
         opt.zero_grad()
-        loss_of(model, x, y).backward()
+        loss_of(model, x, y).backward()  # type: ignore[no-untyped-call]
         opt.step()
     last = loss_of(model, x, y).item()
     must(last < first, f"the loss went from {first:.4f} to {last:.4f}")
@@ -230,7 +230,7 @@ def compare_closed(rule: Any) -> str:
 
     def grad(p: dict[str, Tensor]) -> dict[str, Tensor]:
         q = {k: t.detach().clone().requires_grad_() for k, t in p.items()}
-        loss(q).backward()
+        loss(q).backward()  # type: ignore[no-untyped-call]
         return {k: t.grad for k, t in q.items() if t.grad is not None}
 
     p = {k: nn.Parameter(t.clone()) for k, t in start.items()}

@@ -23,12 +23,14 @@ from torch import Tensor
 
 from ...errors import DeltawError, SpecError
 from ...ops import Affine, Op, delta, factors
-from ...spec import Method, Registry, Start, Tensors, scale_of
+from ...spec import Method, Registry, Start, Tensors, dataclass_transform, scale_of
 
 T = TypeVar("T")
 
 
 class Init(Protocol):
+    """See the module."""
+
     key: ClassVar[str]
     shifts: ClassVar[bool]
     needs: ClassVar[frozenset[str]]
@@ -41,6 +43,7 @@ class Init(Protocol):
 INITS: Registry[Any] = Registry("init")
 
 
+@dataclass_transform(frozen_default=True)
 def init(
     *, paper: str, shifts: bool = False, needs: tuple[str, ...] = (), start: str = "identity", fills: tuple[str, ...] = ()
 ) -> Callable[[type[T]], type[T]]:
@@ -119,5 +122,6 @@ def _numbers(like: Tensor) -> Tensor:
 
 
 def innermost(method: Method) -> Method:
+    """What all wrappers are around."""
     inner = [v for f in fields(method) if isinstance(v := getattr(method, f.name), Method)]  # type: ignore[arg-type]
     return innermost(inner[0]) if inner else method

@@ -21,6 +21,8 @@ Numbers = dict[str, Tensor]
 
 
 class Inner:
+    """See the module. `s` is the state of one tensor, made at the first call and changed in place."""
+
     first: ClassVar[tuple[str, ...]] = ()
     second: ClassVar[tuple[str, ...]] = ()
     elementwise: ClassVar[bool] = True  # the second moments have a number for each coordinate
@@ -101,6 +103,10 @@ class Adam(Inner):
         if self.convention == "hf":
             return m / root.add_(self.eps), (1 - b2**t) ** 0.5 / (1 - b1**t)
         return m / root.div_((1 - b2**t) ** 0.5).add_(self.eps).mul_(1 - b1**t), 1.0
+
+
+# transformers' old AdamW, which GaLore's code started from, and others from that
+HF_ADAM = Adam(eps=1e-6, convention="hf")
 
 
 @lru_cache(maxsize=8)  # 256 numbers that take a loop in Python

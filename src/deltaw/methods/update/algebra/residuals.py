@@ -31,6 +31,8 @@ class Seen:
 
 
 class Residual:
+    """What is added to a direction for the part of the gradient outside the frame; nothing of its own is kept by default."""
+
     wants_lost: ClassVar[bool] = False  # asks for `lost` when the frame moves
 
     def fits(self, frame: Frame) -> None:
@@ -116,7 +118,7 @@ class Phi(Residual):
 
     def __call__(self, seen: Seen, s: Numbers) -> Tensor | None:
         along = {"dim": seen.frame.along(seen.f), "keepdim": True} if self.per == "vector" else {}
-        phi = seen.U.norm(**along) / (seen.C.norm(**along) + 1e-8)
+        phi: Tensor = seen.U.norm(**along) / (seen.C.norm(**along) + 1e-8)
         S = (seen.G - seen.scale * seen.frame.up(seen.f, seen.C)) * phi if seen.scale else seen.G * phi
         norm = S.norm()
         if "norm" in s:
