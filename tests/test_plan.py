@@ -48,6 +48,10 @@ def test_all_linear_leaves_the_output_head_out():
     assert len(found) == 48 and "lm_head" not in found and "embed" not in found
 
 
+def test_all_linear_is_also_a_place_for_whole_modules():
+    assert names(deltaw.Plan("full")) == names(deltaw.Plan("lora"))
+
+
 def test_suffixes_match_whole_components():
     assert len(names(deltaw.Plan("lora", targets=["q_proj", "mlp.down_proj"]))) == 24
     assert names(deltaw.Plan("lora", targets=["layers.1.q_proj"])) == ["layers.1.q_proj"]  # not layers.11
