@@ -162,6 +162,24 @@ def test_preview_counts_what_attach_makes_and_touches_nothing():
     assert "trainable parameters" in str(seen)
 
 
+@pytest.mark.parametrize("method", ["full", LoRA(r=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("update", ["adamw", {"key": "galore", "r": 4}, {"key": "frugal", "density": 0.5}, "lora_pro"], ids=str)
+def test_previewed_optimiser_bytes_are_those_of_the_update_rule(method, update):
+    from deltaw.testing.updates import state_floats
+
+    model, plan = Net(1), deltaw.Plan(method, update=update)
+    seen = deltaw.preview(model, plan)
+    adapted = deltaw.attach(model, plan)
+    if update == "lora_pro" and method == "full":
+        with pytest.raises(SpecError):  # it moves A and B together
+            adapted.optimizer(1e-3)
+        return
+    optimizer = adapted.optimizer(1e-3)
+    model(torch.arange(9).view(3, 3)).square().mean().backward()
+    optimizer.step()
+    assert seen.optimizer_bytes == 4 * sum(state_floats(optimizer, p) for p in adapted.trainable().values())
+
+
 def test_nothing_is_attached_when_a_plan_fails_halfway():
     model = Net(2)
     keys = list(model.state_dict())

@@ -230,14 +230,15 @@ class Preview:
 def preview(model: nn.Module, plan: Plan, tokens: int = 1024) -> Preview:
     """Resolve a plan and add it up; the model is not touched.
 
-    Optimiser bytes: two float32 moments per trainable number. Activation bytes: the input that each site must keep for
+    Optimiser bytes: what the update rule states of a matrix, two moments per trainable number otherwise, in float32 (codes of
+    8-bit moments are not counted). Activation bytes: the input that each site must keep for
     the gradient of its right-most factor, once for sites that read the same input shape in the same block.
     """
     rows: list[dict[str, Any]] = []
     shared: dict[tuple[str, str], tuple[int, bool]] = {}
-    activation = frozen = trainable = 0
+    activation = frozen = trainable = state = 0
     for a in plan.resolve(model):
-        own = 0
+        own, shapes = 0, dict[str, tuple[int, ...]]()
         if a.shares is None:
             for name, p in a.method.declare(a.site).items():
                 if not isinstance(p, Param):
@@ -248,9 +249,11 @@ def preview(model: nn.Module, plan: Plan, tokens: int = 1024) -> Preview:
                     shared[key] = (max(size, shared.get(key, (0, p.train))[0]), p.train)
                 elif p.train:
                     own += size
+                    shapes[name] = tuple(p.shape)
                 else:
                     frozen += size
         trainable += own
+        state += _state(plan.update, shapes, a.site.kind == "embedding")
         leaf = a.site.leaf().op
         n = leaf.shape[1] if a.site.kind not in ("embedding", "module", "prefix") else 0
         activation += tokens * n * leaf.like.element_size()
@@ -259,9 +262,24 @@ def preview(model: nn.Module, plan: Plan, tokens: int = 1024) -> Preview:
              "tied_to": a.shares}
         )  # fmt: skip
     for size, train in shared.values():
-        trainable, frozen = trainable + size * train, frozen + size * (not train)
+        trainable, frozen, state = trainable + size * train, frozen + size * (not train), state + 2 * size * train
     base = sum(p.numel() for p in model.parameters())
-    return Preview(rows, trainable, frozen, base, 8 * trainable, activation, tokens)
+    return Preview(rows, trainable, frozen, base, 4 * state, activation, tokens)
+
+
+def _state(update: Any, shapes: dict[str, tuple[int, ...]], table: bool) -> int:
+    """Numbers of optimiser state for the trained tensors of one site. Tables and what is no matrix are AdamW's."""
+    stated, found = getattr(update, "floats", None), dict(shapes)
+    numbers = 0
+    if stated is not None and getattr(update, "pairs", False):
+        A, B = (found.get(k, ()) for k in "AB")
+        if len(A) == len(B) == 2 and A[0] == B[1]:
+            numbers += stated(B[0], A[1], A[0])
+            found = {k: v for k, v in found.items() if k not in ("A", "B")}
+    elif stated is not None and not table:
+        numbers += sum(stated(*v) for v in found.values() if len(v) == 2)
+        found = {k: v for k, v in found.items() if len(v) != 2}
+    return int(numbers + sum(2 * math.prod(v) for v in found.values()))
 
 
 def as_plan(plan: Plan | Method | str) -> Plan:
