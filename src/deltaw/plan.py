@@ -15,7 +15,19 @@ from .ops import Eye
 from .sites import Site, find, leaf_site
 from .sites.find import ALL_LINEAR, Candidates, _pick, matches
 from .sites.module import ModuleSite
-from .spec import METHODS, RULES, Method, Param, change, from_config, to_config
+from .spec import METHODS, RULES, Method, Param, Registry, change, from_config, to_config
+
+
+def one_of(registry: Registry[Any], value: Any, does: str) -> Any:
+    """An update rule or an init, from its key, its configuration or itself."""
+    if isinstance(value, (str, dict)):
+        return from_config(value, registry)
+    if isinstance(value, type) or not hasattr(value, does):
+        raise SpecError(
+            f"{registry.what}: a key, a configuration {{'key': KEY, ...}} or an object was expected (known: {', '.join(registry)}); "
+            f"found {value!r}" + (f": write {value.__name__}()" if isinstance(value, type) and hasattr(value, does) else "")
+        )
+    return value
 
 
 @dataclass
@@ -40,8 +52,9 @@ class Plan:
     method: a Method, or its key for all defaults. targets: a list of module-name suffixes, one regular expression for
     whole names, or "all-linear". exclude: the same language. overrides: {pattern: {field: value} | Method | None}, the
     first pattern that fits a name wins; None leaves the site out (PEFT's rank_pattern is {pattern: {"r": ...}}).
-    layers: layer numbers to keep. init, update: keys or objects. rules: what happens between optimiser steps, besides what
-    the method itself asks for. train_modules: modules trained in full (heads).
+    layers: layer numbers to keep. init, update: keys, configurations ({"key": "galore", "r": 0.25}) or objects
+    (`deltaw.methods.update.GaLore(r=0.25)`). rules: what happens between optimiser steps, one or a list, besides what
+    the method itself asks for. `deltaw methods --axis init` (update, rules) lists them. train_modules: modules trained in full (heads).
     token_rows: {embedding name: token ids} trained as single rows. tie: one delta for both ends of a tied weight.
     Every name and pattern must match something; `resolve` raises TargetError otherwise.
     """
@@ -65,10 +78,9 @@ class Plan:
             put(self, "method", from_config(self.method))
         if not isinstance(self.method, Method):
             raise SpecError(f"Plan.method must be a method such as LoRA(r=8) or its key; found {self.method!r}")
-        if isinstance(self.init, (str, dict)):
-            put(self, "init", from_config(self.init, INITS))
-        if isinstance(self.update, (str, dict)):
-            put(self, "update", from_config(self.update, UPDATES))
+        if self.init is not None:
+            put(self, "init", one_of(INITS, self.init, "fill"))
+        put(self, "update", one_of(UPDATES, self.update, "optimizer"))
         rules = self.rules if isinstance(self.rules, (list, tuple)) else (self.rules,)
         put(self, "rules", tuple(from_config(r, RULES) if isinstance(r, (str, dict)) else r for r in rules))
         if bad := [r for r in self.rules if getattr(r, "key", None) not in RULES]:

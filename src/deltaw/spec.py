@@ -205,8 +205,11 @@ class Method:
 class Registry(Generic[T]):
     """Names to things, with an error that offers the nearest names. `home`: the package whose import fills it."""
 
+    every: ClassVar[list[Registry[Any]]] = []
+
     def __init__(self, what: str, home: str = ""):
         self.what, self.home, self._table = what, home, dict[str, T]()
+        Registry.every.append(self)
 
     @property
     def table(self) -> dict[str, T]:
@@ -216,8 +219,10 @@ class Registry(Generic[T]):
 
     def __getitem__(self, key: str) -> T:
         if key not in self.table:
+            others = [r.what for r in Registry.every if key in r._table]
+            which = "".join(f", which is {'an' if w[0] in 'aeiou' else 'a'} {w}" for w in others)
             raise SpecError(
-                f"no {self.what} '{key}'{nearest(key, self.table)} (known: {', '.join(sorted(self.table))})"
+                f"no {self.what} '{key}'{which}{nearest(key, self.table)} (known: {', '.join(sorted(self.table))})"
             )
         return self.table[key]
 
@@ -278,7 +283,7 @@ def from_config(config: str | dict[str, Any], registry: Registry[Any] = METHODS)
         return registry[config]()
     rest = dict(config)
     if "key" not in rest:
-        raise SpecError(f"a {registry.what} is written {{'key': NAME, ...}}; found only {sorted(rest)}")
+        raise SpecError(f"which {registry.what}? It is written {{'key': NAME, ...}}; found only {', '.join(sorted(rest)) or 'nothing'}")
     cls = registry[rest.pop("key")]
     return build(cls, rest)
 
