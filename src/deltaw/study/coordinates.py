@@ -85,12 +85,13 @@ def coordinates(
     seeds: Sequence[int] = (0, 1, 2),
     inner: Any = "adamw",
     layers: Callable[[str, nn.Module], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Coordinates:
     """Train make(width) for a few steps on one batch, in each parametrisation, and measure mean |output| of its layers.
 
     make: a fresh model, drawn by torch's generator, which is seeded here. loss: runs the model on the batch, the same for every width.
     base: the width whose standard parametrisation muP keeps (the smallest by default). lr: one rate, or one for each parametrisation.
-    layers: which modules to look at, by name and module; by default those without children. Right is what is flat in width, or
+    layers: which modules to look at, by name and module; by default those without children. progress(models done, all of them). Right is what is flat in width, or
     falls; what grows will need a smaller rate at every larger width. Heads of muP start at zero here: drawn ones fall like 1 / sqrt(width)
     before they have learnt anything, by intent. Source: Yang et al. 2022, appendix D.1. Trap: with a rate that is too small nothing grows, whatever the parametrisation.
     """
@@ -101,6 +102,7 @@ def coordinates(
     rates = {p: float(lr[p] if isinstance(lr, dict) else lr) for p in parametrisations}
     chosen, rows = layers or (lambda name, m: not any(True for _ in m.children())), []
     base, widest = base or min(widths), max(widths)
+    done, total = 0, len(parametrisations) * len(widths) * len(seeds)
     with torch.random.fork_rng(devices=[]):
         for which in parametrisations:
             for width in widths:
@@ -123,6 +125,9 @@ def coordinates(
                     ):
                         more = {"parametrisation": which, "width": width, "seed": seed, "step": step}
                         rows += [{**more, "layer": layer, "size": size} for layer, size in sizes.items()]
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
     return Coordinates(rows, rates)
 
 
