@@ -85,7 +85,7 @@ class Size:
 
 
 SIZES = {
-    "pretrain": Size(240, 8, 128, 48, 160, 8, 32, 60, (1e-3, 3.16e-3, 1e-2)),
+    "pretrain": Size(160, 8, 128, 48, 160, 8, 32, 40, (1e-3, 3.16e-3, 1e-2)),
     "finetune": Size(120, 8, 128, 48, 160, 8, 8, 40, (1e-3, 3.16e-3, 1e-2)),
     "base": Size(600, 8, 128, 48, 160, 4, 0, 0, (3.16e-3,)),
 }
@@ -112,11 +112,11 @@ CONTENDERS: dict[str, dict[str, dict[str, Any]]] = {
         "adamw": whole("adamw"),
         **{k: whole(k) for k in ("galore", "galore2", "fira", "frugal", "flora", "sara", "apollo", "ldadam", "gradnormlorp")},
         "galore_plus": whole({"key": "galore_plus", "heads": 4, "kv_heads": 4, "warmup": 20}),
-        "osd": whole({"key": "osd", "rate": 1 / 60}),
+        "osd": whole({"key": "osd", "rate": 1 / 40}),
         "badam": whole({"key": "badam", "every": 10}),
         "lora": adapter(LORA),
         "relora": adapter(LORA, rules=["relora"]),
-        "switchlora": adapter(LORA, rules=[{"key": "switchlora", "every": 10, "decay": 240}]),
+        "switchlora": adapter(LORA, rules=[{"key": "switchlora", "every": 10, "decay": 160}]),
         "periodic_lora": adapter(LORA, rules=["periodic_lora"]),
         "low_rank": adapter({"key": "low_rank", "alpha": 32.0}),
         "lowrank_refactor": adapter({"key": "low_rank", "alpha": 32.0}, rules=["lowrank_refactor"]),
@@ -700,7 +700,7 @@ def main() -> None:
         if odd := [c for c in chosen or () if not any(c in CONTENDERS[t] for t in tasks)]:
             raise SystemExit(f"no contender '{odd[0]}' in {', '.join(tasks)}; there are {', '.join(k for t in tasks for k in CONTENDERS[t])}")
         for task in tasks:
-            names = [n for n in CONTENDERS[task] if chosen is None or n in chosen]
+            names = [n for n in chosen or CONTENDERS[task] if n in CONTENDERS[task]]
             print(measure(task, names, args.quick, args.seeds, args.jobs, args.out))
 
 

