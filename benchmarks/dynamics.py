@@ -46,6 +46,8 @@ import torch
 from torch import Tensor, nn
 
 import deltaw
+from deltaw.bench.interval import interval
+from deltaw.bench.record import put
 from deltaw.demo.machine import load_average, machine, versions
 from deltaw.methods.init import INITS
 from deltaw.methods.update import UPDATES
@@ -53,6 +55,7 @@ from deltaw.methods.update.algebra.kls import KlsOptimizer
 from deltaw.report.charts import WIDTH, text, ticks
 from deltaw.report.html import Safe, join, tag
 from deltaw.spec import METHODS, RULES
+from deltaw.testing.updates import leaves
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "dynamics.md"
@@ -314,14 +317,6 @@ def rate_at(step: int, steps: int) -> float:
     return min((step + 1) / warm, (steps - step) / (steps - warm + 1))
 
 
-def tensors_in(value: Any) -> Any:
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from tensors_in(inner)
-    elif isinstance(value, Tensor):
-        yield value
-
-
 def train(model: Any, config: dict[str, Any], text: Text, size: Size, rate: float, seed: int) -> dict[str, Any]:
     """One run. A loss that is not finite, or far above the first, ends it: losses are None then."""
     optimizer, trained = put_on(model, config, rate, seed, text)
@@ -356,7 +351,7 @@ def train(model: Any, config: dict[str, Any], text: Text, size: Size, rate: floa
             curve.append((step + 1, score(model, few)))
     done = len(seconds) == size.steps and math.isfinite(loss)
     state = optimizer.state_dict()
-    kept = {id(t): t for t in tensors_in({"state": state["state"], "rules": state.get("rules", {})})}.values()
+    kept = {id(t): t for t in leaves({"state": state["state"], "rules": state.get("rules", {})}) if isinstance(t, Tensor)}.values()
     last = score(model, validation) if done else math.inf
     return {
         "rate": rate, "seed": seed, "validation": finite(last), "test": finite(score(model, text.windows("test", size.test))) if done else None,
@@ -443,10 +438,7 @@ def measure(task: str, names: list[str], quick: bool, seeds: int, jobs: int, out
 
     def write() -> None:
         session["load_after"] = load_average()
-        with tempfile.NamedTemporaryFile("w", dir=out, delete=False) as file:
-            file.write(json.dumps(record, indent=1) + "\n")
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        put(record, path)
 
     def contend(name: str) -> None:
         if lacks := missing(CONTENDERS[task][name]):
@@ -499,16 +491,6 @@ def merged(paths: list[Path], out: Path = RESULTS) -> Path:
 
 
 # ---- the page
-
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)  # Student, 1 to 15
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of the 95 % t-interval."""
-    if len(values) < 2:
-        return statistics.fmean(values), math.inf
-    half = T975[min(len(values) - 2, len(T975) - 1)] * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), half
 
 
 def losses(found: dict[str, Any]) -> list[float]:

@@ -22,7 +22,6 @@ import datetime
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +33,8 @@ import torch
 from torch import Tensor, nn
 
 import deltaw
+from deltaw.bench.interval import interval
+from deltaw.bench.record import put
 from deltaw.demo.machine import load_average, machine, versions
 from deltaw.evolve import Eggroll, Essa
 from deltaw.evolve.loop import Search
@@ -206,13 +207,9 @@ def summary(runs: list[dict[str, Any]], signal: str) -> dict[str, Any]:
     return {"rate": best, "curve": curve}
 
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
-
-
 def half_width(values: list[float]) -> float | None:
     """Of the 95 % interval of the mean, Student's; None for one value."""
-    n = len(values)
-    return None if n < 2 else STUDENT.get(n, 2.0) * statistics.stdev(values) / n**0.5
+    return interval(values)[1] if len(values) > 1 else None
 
 
 def measure(signals: list[str], contenders: list[str], seeds: int, quick: bool, out: Path) -> Path:
@@ -238,10 +235,7 @@ def measure(signals: list[str], contenders: list[str], seeds: int, quick: bool, 
     record["load_after"], record["seconds"] = load_average(), time.perf_counter() - began
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"evolution-{today}.json"
-    with tempfile.NamedTemporaryFile("w", dir=out, delete=False) as file:
-        file.write(json.dumps(record, indent=1) + "\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    put(record, path)
     return path
 
 

@@ -24,7 +24,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +37,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw.bench.peak import reset, resident, trim
+from deltaw.bench.record import put
 from deltaw.demo import task as words_task
 from deltaw.demo.machine import load_average, machine, versions
 from deltaw.report.charts import WIDTH, text, ticks
@@ -300,10 +300,7 @@ def measure(name: str, words: list[str], quick: bool, seed: int, out: Path) -> P
         record["methods"][word] = {"family": family, "config": config, "runs": runs, "best": best}
         print(f"{name:7s} {word:10s} rate {best['rate']:<7g} test accuracy {best['test']['accuracy']:.3f} loss {best['test']['loss']:.3f}", flush=True)
         record["load_after"] = load_average()
-        with tempfile.NamedTemporaryFile("w", dir=out, delete=False) as file:
-            file.write(json.dumps(record, indent=1) + "\n")
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        put(record, path)
     return path
 
 

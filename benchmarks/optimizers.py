@@ -28,6 +28,7 @@ import torch
 
 import deltaw
 from deltaw.bench.peak import reset, resident, trim
+from deltaw.bench.record import put
 from deltaw.demo.machine import load_average, machine, versions
 from deltaw.methods.update import UPDATES
 from deltaw.spec import from_config, to_config
@@ -133,8 +134,7 @@ def measure(words: list[str], quick: bool, out: Path) -> Path:
 def write(record: dict[str, Any], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{record['what']}-{record['model'].partition(':')[2].rpartition('_')[2] or record['model']}-{record['date']}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+    return put(record, path)
 
 
 WAYS = {"adamw": ("adamw", False), "galore": ("galore", False), "galore in backward": ("galore", True)}

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import deltaw
+from deltaw.bench.record import put
 from deltaw.demo.machine import load_average, machine, versions
 from deltaw.report.panels import panels
 from deltaw.study.widths import at_width, drawn, tiny_config
@@ -114,7 +115,7 @@ def measure(widths: list[int], rates: list[float], seeds: list[int], steps: int,
                         "load_after": load_average(), "seconds": time.perf_counter() - began, "steps": steps, "batch": BATCH, "length": LENGTH,
                         "widths": widths, "rates": rates, "seeds": seeds, "rows": rows,
                     }  # fmt: skip
-                    path.write_text(json.dumps(record, indent=1) + "\n")
+                    put(record, path)
     return path
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -334,10 +335,10 @@ def test_hd_pissa_over_two_processes(found):
 
 def hand(model, shards, r, steps=5, lr=1e-2):
     """HD-PiSSA with a gradient for every worker, in one process, by hand."""
-    from deltaw.testing.restarts import Adam
+    from deltaw.testing.closed.hand import adam
 
     p = dict(model.named_parameters())
-    frames, adams = {}, {}
+    frames, states = {}, defaultdict(dict)
     for name, W in p.items():
         if W.dim() == 2:
             U, S, V = torch.linalg.svd(W.detach(), full_matrices=False)
@@ -354,15 +355,12 @@ def hand(model, shards, r, steps=5, lr=1e-2):
             for name, W in p.items():
                 if W.dim() != 2:
                     g = sum(g[name] for g in grads) / len(grads)
-                    W.sub_(lr * adams.setdefault(name, Adam(g))(g))
+                    W.sub_(adam(g, states[name], lr))
                     continue
                 for k, g in enumerate(grads):
                     B, A = frames[name, k]
                     gA, gB = 16 / r * B.T @ g[name], 16 / r * g[name] @ A.T
-                    dA, dB = (
-                        lr * adams.setdefault((name, k, "A"), Adam(gA))(gA),
-                        lr * adams.setdefault((name, k, "B"), Adam(gB))(gB),
-                    )
+                    dA, dB = adam(gA, states[name, k, "A"], lr), adam(gB, states[name, k, "B"], lr)
                     W.add_((B - dB) @ (A - dA) - B @ A)
     return {n: q.detach() for n, q in p.items()}
 

@@ -12,7 +12,6 @@ from train_kit import tiny_model
 import deltaw
 from deltaw.errors import ShapeError, SpecError
 from deltaw.methods.remade import Remade
-from deltaw.methods.rules.lowrank_refactor import balanced
 from deltaw.methods.rules.trp import cut
 from deltaw.methods.update.algebra.kls import rank_at
 from deltaw.ops import Dense
@@ -236,14 +235,6 @@ def test_trp_that_cuts_nothing_is_plain_training():
 
 
 # ---- lowrank_refactor
-
-
-def test_balanced_factors_have_the_same_product_and_the_same_gram():
-    B, A = values(9, 3, name="B"), 30.0 * values(3, 7, name="A")
-    b, a = balanced(B, A)
-    torch.testing.assert_close(b @ a, B @ A)
-    torch.testing.assert_close(b.mT @ b, a @ a.mT)
-    assert (b.mT @ b - torch.diag(torch.diag(b.mT @ b))).abs().max() < 1e-10
 
 
 def test_refactoring_starts_moments_anew_and_comes_back_slowly():

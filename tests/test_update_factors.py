@@ -43,7 +43,7 @@ def walk(rule, W0, B, A, steps=8, lr=0.1, s=S):
     if hasattr(rule, "optimizer"):
         opt = rule.optimizer(p, lr, about=About(scale=lambda site: s))
     else:
-        opt = SubOptimizer([{"params": list(p.items())}], [Unit("x", rule, {"A": p["x.A"], "B": p["x.B"]})], lr)
+        opt = SubOptimizer(p, [Unit("x", rule, {"A": p["x.A"], "B": p["x.B"]})], lr)
     out = []
     for _ in range(steps):
         G = slope(W0 + s * p["x.B"].detach() @ p["x.A"].detach())
@@ -142,7 +142,7 @@ STAY = {
 def rebased(rule, W0, B, A, change):
     """The ambient trajectory if the basis is exchanged after four of eight steps, under the optimiser's feet."""
     p = {"A": nn.Parameter(A.clone()), "B": nn.Parameter(B.clone())}
-    opt = SubOptimizer([{"params": [(k, t) for k, t in p.items()]}], [Unit("x", rule, p)], 0.1)
+    opt = SubOptimizer(p, [Unit("x", rule, p)], 0.1)
     for step in range(8):
         if step == 4:
             p["B"].data, p["A"].data = p["B"].data @ change, torch.linalg.solve(change, p["A"].data)
@@ -283,7 +283,7 @@ def test_allora_gain():
     torch.testing.assert_close(c[3], torch.tensor(100.25).double().rsqrt())
     p, G = nn.Parameter(B.clone()), values(4, 4, name="G4")
     p.grad = G.clone()
-    SubOptimizer([{"params": [("x.B", p)]}], [Unit("x.B", Sub(Rows(2.0), SGD(), every=1), {"W": p})], 0.1).step()
+    SubOptimizer({"x.B": p}, [Unit("x.B", Sub(Rows(2.0), SGD(), every=1), {"W": p})], 0.1).step()
     torch.testing.assert_close(p.detach(), B - 0.1 * c[:, None] * G)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .convert import Converted, Pair, site_delta
 from .errors import NotMergeable, SpecError, StateMismatch
 from .files import load
+from .lowrank import core_svd
 from .ops import Op, factors
 
 Spectrum = tuple[Tensor, Tensor, Tensor]  # U (m, r), S (r,), V (r, n): ΔW = U diag(S) V
@@ -29,9 +30,7 @@ def spectrum(delta: Op | Pair) -> Spectrum:
         dense = delta.dense() if isinstance(delta, Op) else delta[0].double() @ delta[1].double()
         U, S, V = torch.linalg.svd(dense.double(), full_matrices=False)
         return U, S, V
-    (Qb, Rb), (Qa, Ra) = torch.linalg.qr(pair[0].double()), torch.linalg.qr(pair[1].double().mT)
-    U, S, V = torch.linalg.svd(Rb @ Ra.mT)
-    return Qb @ U, S, V @ Qa.mT
+    return core_svd(pair[0].double(), pair[1].double())
 
 
 def align(a: Tensor) -> Tensor:

@@ -28,5 +28,7 @@ def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: 
     tables = [f"{k}.weight" for k, m in model.named_modules() if isinstance(m, nn.Embedding)]
     head = getattr(model, "get_output_embeddings", lambda: None)()
     tables += [k for k, p in named.items() if head is not None and p is getattr(head, "weight", None)]
-    made: torch.optim.Optimizer = update.optimizer(named, lr, about=About(frozenset(tables)), **kw)
+    made: torch.optim.Optimizer = update.optimizer(
+        named, lr, about=About(frozenset(tables)), **kw
+    )
     return made

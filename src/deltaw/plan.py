@@ -20,8 +20,7 @@ from .spec import METHODS, RULES, Method, Param, Registry, change, from_config, 
 
 def one_of(registry: Registry[Any], value: Any, does: str) -> Any:
     """An update rule or an init, from its key, its configuration or itself."""
-    if isinstance(value, (str, dict)):
-        return from_config(value, registry)
+    value = from_config(value, registry)
     if isinstance(value, type) or not hasattr(value, does):
         raise SpecError(
             f"{registry.what}: a key, a configuration {{'key': KEY, ...}} or an object was expected (known: {', '.join(registry)}); "
@@ -74,15 +73,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        if isinstance(self.method, (str, dict)):
-            put(self, "method", from_config(self.method))
+        put(self, "method", from_config(self.method))
         if not isinstance(self.method, Method):
             raise SpecError(f"Plan.method must be a method such as LoRA(r=8) or its key; found {self.method!r}")
         if self.init is not None:
             put(self, "init", one_of(INITS, self.init, "fill"))
         put(self, "update", one_of(UPDATES, self.update, "optimizer"))
         rules = self.rules if isinstance(self.rules, (list, tuple)) else (self.rules,)
-        put(self, "rules", tuple(from_config(r, RULES) if isinstance(r, (str, dict)) else r for r in rules))
+        put(self, "rules", tuple(from_config(r, RULES) for r in rules))
         if bad := [r for r in self.rules if getattr(r, "key", None) not in RULES]:
             raise SpecError(f"Plan.rules are rules or their keys ({', '.join(RULES)}); found {bad[0]!r}")
         for name in ("targets", "exclude", "train_modules"):

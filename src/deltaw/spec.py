@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import ShapeError, SpecError, nearest
+from .lowrank import signs
 from .ops import Affine, Map, Op
 from .ops import random as rng
 
@@ -99,8 +100,8 @@ class Start:
         if r not in self._svd:
             U, S, V = torch.linalg.svd(self.dense(), full_matrices=False)
             U, S, V = U[:, :r], S[:r], V[:r]
-            sign = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True)))
-            self._svd[r] = (U * sign, S, V * sign.mT)
+            sign = signs(U)
+            self._svd[r] = (U * sign, S, sign[:, None] * V)
         return self._svd[r]
 
 
@@ -277,10 +278,13 @@ def to_config(item: Any) -> dict[str, Any]:
     return out
 
 
-def from_config(config: str | dict[str, Any], registry: Registry[Any] = METHODS) -> Any:
-    """The inverse of `to_config`; a bare key means all defaults. Unknown fields are refused with the nearest names."""
+def from_config(config: Any, registry: Registry[Any] = METHODS) -> Any:
+    """The inverse of `to_config`; a bare key means all defaults, and what is no configuration comes back as it is. Unknown
+    fields are refused with the nearest names."""
     if isinstance(config, str):
         return registry[config]()
+    if not isinstance(config, dict):
+        return config
     rest = dict(config)
     if "key" not in rest:
         raise SpecError(f"which {registry.what}? It is written {{'key': NAME, ...}}; found only {', '.join(sorted(rest)) or 'nothing'}")

@@ -128,6 +128,13 @@ def write(record: dict[str, Any], directory: Path) -> Path:
     return directory / name
 
 
+def put(record: dict[str, Any], path: Path) -> Path:
+    """Write a script's own record, whole or not at all."""
+    text = (json.dumps(record, indent=1) + "\n").encode()
+    commit(path.parent, {path.name: lambda place: place.write_bytes(text) and None})
+    return path
+
+
 def read(directory: Path) -> dict[str, dict[str, Any]]:
     """Every record of this schema in a directory by file name; other JSON files there are left alone."""
     found = {}

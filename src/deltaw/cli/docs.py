@@ -45,7 +45,7 @@ def wanted(root: Path) -> dict[Path, str]:
 
     readme = root / "README.md"
     text = readme.read_text("utf-8") if readme.is_file() else ""
-    rows, others = catalogue(), dynamics()
+    rows, others = catalogue(), [r for r in dynamics() if own(AXES[r["axis"]][r["key"]])]
     text = between(text, BEGIN, END, markdown(rows), readme)
     out = {readme: between(text, SECOND, LAST, dynamics_markdown(others), readme)}
     folder = root / "docs" / "methods"
@@ -66,12 +66,17 @@ def between(text: str, begin: str, end: str, table: str, readme: Path) -> str:
     return f"{head}{begin}\n{table}{end}{tail}"
 
 
+def own(cls: type) -> bool:
+    """Part of this library: what others have registered has documents of its own."""
+    return cls.__module__.startswith("deltaw.")
+
+
 def leftover(root: Path) -> list[Path]:
     """Pages of what is gone."""
     from ..spec import METHODS
     from ..testing import AXES
 
-    known = {*METHODS, *(f"{axis}-{key}" for axis, table in AXES.items() for key in table)}
+    known = {*METHODS, *(f"{axis}-{key}" for axis, table in AXES.items() for key in table if own(table[key]))}
     return [p for p in sorted((root / "docs" / "methods").glob("*.md")) if p.stem not in known]
 
 

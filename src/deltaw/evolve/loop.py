@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
-from ..sites.watch import several
+from ..sites.watch import place, several
 from .members import Members, installed
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ class Search:
 
     def __init__(self, model: nn.Module, population: int, groups: int, chunk: int | None):
         self.model, self.population, self.groups, self.epoch = model, population, groups, 0
-        world = torch.distributed.get_world_size() if several() else 1
-        self.chunk = chunk or 2 * math.ceil(population / (2 * world))
+        self.chunk = chunk or 2 * math.ceil(population / (2 * place()[1]))
 
     def forwards(self, first: int, count: int) -> dict[nn.Module, Callable[..., Any]]:
         """What the layers do for this block of members."""
@@ -42,7 +41,7 @@ class Search:
 
     def evaluate(self, batch: Any, score: Score) -> Tensor:
         """(population,): the mean score of each member over its rows. Nothing changes."""
-        world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if several() else (1, 0)
+        rank, world = place()
         scores = torch.zeros(self.population, dtype=torch.float64)
         for first in range(rank * self.chunk, self.population, world * self.chunk):
             members = Members(first, min(self.chunk, self.population - first), self.population, self.groups)

@@ -21,6 +21,13 @@ def high(*tensors: Tensor) -> list[Tensor]:
     return [t.to(dtype) for t in tensors]
 
 
+def signs(U: Tensor) -> Tensor:
+    """(k,): what makes each column's entry of largest size positive: the signs that LAPACK leaves open must not steer a run."""
+    if not U.numel():
+        return U.new_ones(U.shape[1])
+    return torch.where(U.gather(0, U.abs().argmax(0, keepdim=True))[0] < 0, -1.0, 1.0).to(U)
+
+
 def core_svd(B: Tensor, A: Tensor) -> Triple:
     """U (m, k), S (k,), Vt (k, n) of B A, k = min(m, r, n), through the r x r core of two thin QR decompositions.
 
@@ -30,10 +37,8 @@ def core_svd(B: Tensor, A: Tensor) -> Triple:
     (Qb, Rb), (Qa, Ra) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
     U, S, Vt = torch.linalg.svd(Rb @ Ra.mT, full_matrices=False)
     U, Vt = Qb @ U, Vt @ Qa.mT
-    if U.numel():
-        sign = torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0).to(U)
-        U, Vt = U * sign, Vt * sign.mT
-    return U, S, Vt
+    sign = signs(U)
+    return U * sign, S, sign[:, None] * Vt
 
 
 def keep(S: Tensor, rank: int | None = None, tol: float | None = None, energy: float | None = None) -> int:

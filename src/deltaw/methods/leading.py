@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..lowrank import signs
+
 SMALL = 256  # LAPACK takes 15 ms for 256 x 256 and 0.3 s for 256 x 4096, on one core
 
 
@@ -23,11 +25,16 @@ def leading(
     if 2 * width >= min(M.shape) or min(M.shape) <= SMALL:
         U, S, V = torch.linalg.svd(M, full_matrices=False)
     else:
-        Q = torch.linalg.qr(M @ draw((M.shape[1], width)).to(M)).Q
-        for _ in range(power):
-            Q = torch.linalg.qr(M @ torch.linalg.qr(M.mT @ Q).Q).Q
-        U, S, V = torch.linalg.svd(Q.mT @ M, full_matrices=False)
-        U = Q @ U
+        U, S, V = iterated(M, draw((M.shape[1], width)).to(M), power)
     U, S, V = U[:, :k], S[:k], V[:k]
-    sign = torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0).to(U)
-    return U * sign, S, V * sign.mT
+    sign = signs(U)
+    return U * sign, S, sign[:, None] * V
+
+
+def iterated(M: Tensor, sketch: Tensor, power: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, S, Vᵀ) of M projected on what `power` rounds of subspace iteration make of M times the sketch, by QR after each product."""
+    Q = torch.linalg.qr(M @ sketch).Q
+    for _ in range(power):
+        Q = torch.linalg.qr(M @ torch.linalg.qr(M.mT @ Q).Q).Q
+    U, S, V = torch.linalg.svd(Q.mT @ M, full_matrices=False)
+    return Q @ U, S, V

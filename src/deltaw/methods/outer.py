@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import SpecError, StateMismatch
-from ..sites.watch import several
+from ..sites.watch import place, several
+from ..spec import from_config
+from .update import NOTHING, UPDATES, About
 
 STATE = "outer"  # the key in the optimiser's state dict
 
@@ -21,7 +24,7 @@ class Processes:
 
     @property
     def size(self) -> int:
-        return torch.distributed.get_world_size() if several() else 1
+        return place()[1]
 
     def start(self, t: Tensor) -> dict[str, Any]:
         sent: dict[str, Any] = {"sum": t.clone(), "began": self.now()}
@@ -127,6 +130,23 @@ class Outer:
         self.s = {
             word: torch.cat([by_name[k].reshape(-1).to(where) for k in params]) for word, by_name in saved.items()
         }
+
+
+class PhasedUpdate:
+    """What update rules with an outer optimiser share: the fields of `Outer`, whether they are `eager`, and any rule as `inner`."""
+
+    eager: ClassVar[bool] = False
+    inner: object
+    every: int
+    outer_lr: float
+    momentum: float
+
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, wire: Any = None, **kw: Any
+    ) -> torch.optim.Optimizer:
+        """wire: what means travel by, `Processes` by default."""
+        made = from_config(self.inner, UPDATES).optimizer(named, lr, about=about, **kw)
+        return Outer(self.every, self.outer_lr, self.momentum, self.eager, wire).install(made)
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

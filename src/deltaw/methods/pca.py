@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..lowrank import signs
 from ..ops import random as rng
 from .leading import leading
 
@@ -55,8 +56,7 @@ class IncrementalPCA:
             self.scatter = float(X.square().sum())
         self.seen += c
         _, S, V = leading(X, min(self.k, *X.shape), lambda shape: rng.normal(shape, rng.key("pca", self.seen)))
-        sign = torch.where(V.gather(1, V.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0).to(V)
-        self.components, self.singular = V * sign, S
+        self.components, self.singular = signs(V.mT)[:, None] * V, S
         if old is not None:
             both = min(len(old), len(V))
             near = torch.nn.functional.cosine_similarity(self.components[:both], old[:both]) >= self.tau

@@ -1,4 +1,4 @@
-"""Several processes that train one model without DDP: who this one is, what the others have, means for plain tensors."""
+"""Several processes that train one model without DDP: what the others have, means for plain tensors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sites.watch import mean_of_processes, several
+from ..sites.watch import mean_of_processes, place, several
 from .update.algebra import Plain, Step
-
-
-def place() -> tuple[int, int]:
-    """(number of this process, number of processes)."""
-    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several() else (0, 1)
 
 
 def gather(t: Tensor) -> Tensor:

@@ -51,9 +51,14 @@ def several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def place() -> tuple[int, int]:
+    """(number of this process, number of processes)."""
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several() else (0, 1)
+
+
 def mean_of_processes(t: Tensor) -> Tensor:
     """As DDP does it for the gradients of what is trained."""
     if several():
         torch.distributed.all_reduce(t)
-        t /= torch.distributed.get_world_size()
+        t /= place()[1]
     return t

@@ -84,7 +84,7 @@ def advise(
     by the law in width, rank and scale (`deltaw.suggest_lr`), then, with data, the best of a ladder of probe runs around it, which
     is extended as long as its end is best. Trap: a probe of few steps likes rates that a long run does not: take it as an upper bound.
     """
-    chosen = from_config(method) if isinstance(method, (str, dict)) else method
+    chosen = from_config(method)
     plan = Plan(chosen, targets=targets, seed=seed)
     sites = [a.site for a in plan.resolve(model)]
     widths = [_inputs(site) for site in sites]

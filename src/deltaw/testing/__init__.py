@@ -11,12 +11,12 @@ from collections.abc import Iterable
 import torch
 
 from ..spec import METHODS, Method
-from .axes import AXES, axis_of, check_axis, oracles_of
+from .axes import AXES, check_axis, oracles_of
 from .laws import LAWS, Case, Law, LawBroken, NotApplicable
 from .oracles import COMPARE, declared, instances
 from .report import Report, Result, status_of, timed
 
-__all__ = ["AXES", "LAWS", "Case", "Law", "LawBroken", "NotApplicable", "Report", "Result", "axis_of", "check", "check_axis", "oracles_of", "run_law", "run_oracle", "status_of"]
+__all__ = ["AXES", "LAWS", "Case", "Law", "LawBroken", "NotApplicable", "Report", "Result", "check", "check_axis", "oracles_of", "run_law", "run_oracle", "status_of"]
 
 
 def is_opaque(method: Method | type[Method]) -> bool:

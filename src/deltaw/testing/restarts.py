@@ -82,15 +82,3 @@ class Run:
         """What the rule remembers."""
         found = self.opt.state_dict()["rules"]
         return next(v["0"] for k, v in found.items() if k != "step")
-
-
-class Adam:
-    """The steps of Adam by hand, for one tensor; moments and counts may be of single entries."""
-
-    def __init__(self, like: Tensor):
-        self.m, self.v, self.t = (torch.zeros_like(like) for _ in "mvt")
-
-    def __call__(self, g: Tensor) -> Tensor:
-        self.t = self.t + 1
-        self.m, self.v = 0.9 * self.m + 0.1 * g, 0.999 * self.v + 0.001 * g * g
-        return self.m / (1 - 0.9**self.t) / ((self.v / (1 - 0.999**self.t)).sqrt() + 1e-8)

@@ -7,7 +7,7 @@ that the structure it was made for is attached to (`structure`, a configuration)
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -25,7 +25,6 @@ from .laws.base import NotApplicable, close, must
 from .tiny import WIDTH, Tiny, settle, values
 
 STEPS, RATE, HALF = 9, 1e-2, 5  # rules with a period get one of 4 here: a refresh before the break and one after it
-Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def rules_of(key: str) -> list[Any]:
@@ -126,24 +125,25 @@ def state_is_tensors(rule: Any) -> str:
     """The state holds tensors (nested in dicts) only, keyed by name."""
     model, opt, p = problem(rule)
     _go(model, opt, range(2), 1, False, torch.float64)
-    leaves = list(_leaves(opt.state_dict()["state"]))
-    must(all(isinstance(t, Tensor) for t in leaves), f"found {sorted({type(t).__name__ for t in leaves})}")
+    found = list(leaves(opt.state_dict()["state"]))
+    must(all(isinstance(t, Tensor) for t in found), f"found {sorted({type(t).__name__ for t in found})}")
     names = [n for g in opt.state_dict()["param_groups"] for n in g["param_names"]]
     must(sorted(names) == sorted(p), "the groups do not name every parameter once")
-    return f"{len(leaves)} tensors"
+    return f"{len(found)} tensors"
 
 
-def _leaves(v: Any) -> Any:
+def leaves(v: Any) -> Iterator[Any]:
+    """What nested dicts hold in the end."""
     if isinstance(v, dict):
         for inner in v.values():
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield v
 
 
 def state_floats(optimizer: torch.optim.Optimizer, p: Tensor) -> int:
     """Numbers in the floating-point state of one parameter, counters and single numbers apart."""
-    return sum(t.numel() for t in _leaves(optimizer.state[p]) if isinstance(t, Tensor) and t.is_floating_point() and t.dim())
+    return sum(t.numel() for t in leaves(optimizer.state[p]) if isinstance(t, Tensor) and t.is_floating_point() and t.dim())
 
 
 def state_is_as_large_as_stated(rule: Any) -> str:

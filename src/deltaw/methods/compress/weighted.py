@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ShapeError, SpecError
+from ...lowrank import LowRankMatrix
 from ..factors import positive
 
 
@@ -63,10 +64,8 @@ def weighted_als(
         losses.append(_loss(M, w, B, A, ridge))
         if losses[-2] - losses[-1] <= tol * losses[0]:
             break
-    (Qb, Rb), (Qa, Ra) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
-    U, S, Vt = torch.linalg.svd(Rb @ Ra.mT)
-    root = S.sqrt()
-    return Weighted((Qb @ U) * root, root[:, None] * (Vt @ Qa.mT), losses)
+    even = LowRankMatrix(B, A).balanced()
+    return Weighted(even.B, even.A, losses)
 
 
 def weighted_svd(M: Tensor, u: Tensor, v: Tensor, r: int) -> Weighted:

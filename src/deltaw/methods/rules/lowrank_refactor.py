@@ -8,16 +8,8 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
+from ...lowrank import LowRankMatrix
 from . import Rule, View, rule
-
-
-def balanced(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """(B', A') with B' A' = B A and B'ᵀ B' = A' A'ᵀ diagonal, from QR of the thin factors: nothing m x n is formed."""
-    QB, RB = torch.linalg.qr(B)
-    QA, RA = torch.linalg.qr(A.mT)
-    P, S, Qt = torch.linalg.svd(RB @ RA.mT, full_matrices=False)
-    root = S.sqrt()
-    return QB @ (P * root), (root[:, None] * Qt) @ QA.mT
 
 
 @rule(paper="arXiv:2505.22922")
@@ -56,6 +48,7 @@ class Refactor(Rule):
             return
         view.s["since"] += 1
         if view.step % self.every == 0:
-            for name, t in zip("BA", balanced(view.p.B, view.p.A)):
+            balanced = LowRankMatrix(view.p.B, view.p.A).balanced()
+            for name, t in (("B", balanced.B), ("A", balanced.A)):
                 view.set(name, t, restart=True)
             view.s["since"].zero_()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...errors import SpecError
 from ..restarts import restarted
-from ..switching import bounds, hold
+from ..switching import hold, pools, switch
+from ..update.algebra.pair import OTHER
 from . import Rule, rule
 
 
@@ -37,45 +38,27 @@ class SwitchLoRA(Rule):
             )
         if not {"A", "B"} <= set(view.p.names()):
             return {}
-        B, A, s = view.factors()
-        (m, r), n = B.shape, A.shape[1]
-        spare, (a, b) = max(min(m, n) - r, 0), bounds(m, n, r, s)
-        pools = {
-            "pool.A": view.draw("pool.A").uniform((spare, n), a),
-            "pool.B": view.draw("pool.B").uniform((spare, m), b),
-        }
-        turns = {"head": torch.zeros((), dtype=torch.long), "slot": torch.zeros((), dtype=torch.long)}
-        return (
-            {k: v.to(A.dtype) for k, v in pools.items()}
-            | turns
-            | {f"rest.{k}": torch.zeros(r, dtype=torch.long) for k in "AB"}
-        )
+        r = len(view.p.A)
+        sizes = {"head": (), "slot": (), "rest.A": (r,), "rest.B": (r,)}
+        return {**pools(view), **{k: torch.zeros(size, dtype=torch.long) for k, size in sizes.items()}}
 
     def before_all(self, views: list[Any]) -> None:
         for view in restarted(views, "switchlora"):
-            B, A, s = view.factors()
-            r, spare = len(A), len(view.s["pool.A"])
+            r, spare = len(view.p.A), len(view.s["pool.A"])
             c = r / self.every * 0.3 ** ((view.step + 1) / self.decay)
             c = math.floor(c + 0.5 + 0.5 * float(view.draw("count").uniform((1,), 1.0)))
             c = min(c, r // 2 - int((view.s["rest.A"] > 0).sum()), spare)
             if c > 0:
                 turn = torch.arange(c)
                 taken, slot = (view.s["head"].cpu() + turn) % spare, int(view.s["slot"])
-                self.switch(view, "A", A, B, s, (slot + turn) % r, taken)
-                self.switch(view, "B", B.mT, A.mT, s, (slot + r // 2 + turn) % r, taken)
+                for name, first in (("A", slot), ("B", slot + r // 2)):
+                    i = (first + turn) % r
+                    switch(view, name, i, taken)
+                    view.s[f"rest.{OTHER[name]}"][i.to(view.s["rest.A"].device)] = self.rest
                 view.s["head"], view.s["slot"] = (view.s["head"] + c) % spare, (view.s["slot"] + c) % r
             for name, axis in (("A", 0), ("B", 1)):  # a rest of full length has just begun
                 rest = view.s[f"rest.{name}"]
                 hold(view, name, axis, rest == self.rest, rest > 0)
-
-    def switch(self, view: Any, name: str, t: Tensor, partner: Tensor, s: float, i: Tensor, taken: Tensor) -> None:
-        """Rows i of t, which are rows of A or columns of B, against those of the pool."""
-        pool, i = view.s[f"pool.{name}"], i.to(t.device)
-        old, new = t[i].clone(), pool[taken.to(pool.device)].to(t)
-        pair = (s * partner[:, i], old - new)
-        view.fold(*(pair if name == "A" else (pair[1].mT, pair[0].mT)))
-        t[i], pool[taken.to(pool.device)] = new, old.to(pool)
-        view.s[f"rest.{'B' if name == 'A' else 'A'}"][i.to(view.s["rest.A"].device)] = self.rest
 
     def after_all(self, views: list[Any]) -> None:
         for view in restarted(views, "switchlora"):

@@ -65,8 +65,7 @@ def rescaled(
     Its groups are split where tensors of one group get different factors. A schedule has to multiply the rates that it
     finds, as torch's and transformers' do; one that sets a single rate undoes this.
     """
-    inner: Any = from_config(rule, UPDATES) if isinstance(rule, (str, dict)) else rule
-    optimizer: torch.optim.Optimizer = inner.optimizer(named, lr, about=about, **kw)
+    optimizer: torch.optim.Optimizer = from_config(rule, UPDATES).optimizer(named, lr, about=about, **kw)
     groups = []
     for group in optimizer.param_groups:
         parts: dict[tuple[float, float], tuple[list[nn.Parameter], list[str]]] = {}

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import nn
-
-from . import NOTHING, About, update
-from .algebra import Adam, Phi, Sketch, Sub, matrices
+from . import update
+from .algebra import HF_ADAM, MatrixUpdate, Phi, Sketch, Sub
 
 
 @update(paper="arXiv:2412.05270")
-class Apollo:
+class Apollo(MatrixUpdate):
     """D = sqrt(scale) S, S = G |psi_j| / |C_j| by column (m < n) or row; C = down G with P ~ N(0, 1/r), psi = Adam(C); |S| grows by 1 % a
     step at most.
 
@@ -31,13 +27,4 @@ class Apollo:
 
     def rule(self) -> Sub:
         rest = Phi(self.growth, self.scale**0.5, self.per)
-        return Sub(Sketch(self.r), Adam(eps=1e-6, convention="hf"), rest, every=self.every, scale=0.0, decay="after")
-
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix: two moments."""
-        return self.rule().floats(m, n)
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+        return Sub(Sketch(self.r), HF_ADAM, rest, every=self.every, scale=0.0, decay="after")

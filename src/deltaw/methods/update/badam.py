@@ -53,4 +53,4 @@ class BAdam:
             Unit(k, Turns(Master(Plain()), block[k], count, 1, self.order, self.every), {"W": p})
             for k, p in named.items()
         ]
-        return SubOptimizer([{"params": list(named.items())}], units, lr, **{"weight_decay": self.weight_decay, **kw})
+        return SubOptimizer(named, units, lr, **{"weight_decay": self.weight_decay, **kw})

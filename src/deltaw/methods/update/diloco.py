@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import nn
-
-from ...spec import from_config
-from ..outer import Outer
-from . import NOTHING, UPDATES, About, update
+from ..outer import PhasedUpdate
+from . import update
 
 
 @update(paper="arXiv:2311.08105")
-class DiLoCo:
+class DiLoCo(PhasedUpdate):
     """Each of K processes makes `every` steps of `inner` from theta_t on its own data; delta_k = theta_t - theta_k, d = mean_k delta_k;
     theta_{t+1} = theta_t - outer_lr (d + mu u), u <- mu u + d: Nesterov, the same in every process.
 
@@ -28,11 +21,3 @@ class DiLoCo:
     every: int = 500
     outer_lr: float = 0.7
     momentum: float = 0.9
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, wire: Any = None, **kw: Any
-    ) -> torch.optim.Optimizer:
-        inner: Any = from_config(self.inner, UPDATES) if isinstance(self.inner, (str, dict)) else self.inner
-        return Outer(self.every, self.outer_lr, self.momentum, False, wire).install(
-            inner.optimizer(named, lr, about=about, **kw)
-        )

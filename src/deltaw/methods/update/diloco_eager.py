@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
-import torch
-from torch import nn
-
-from ...spec import from_config
-from ..outer import Outer
-from . import NOTHING, UPDATES, About, update
+from ..outer import PhasedUpdate
+from . import update
 
 
 @update(paper="arXiv:2502.12996")
-class DiLoCoEager:
+class DiLoCoEager(PhasedUpdate):
     """As `diloco`, but worker k moves at once by d_k^t = delta_k^t / K + (mean_j delta_j^(t-1) - delta_k^(t-1) / K): its own fresh share
     and the others' of the phase before, whose all-reduce ran meanwhile (nothing of them in phase 0).
 
@@ -28,11 +23,4 @@ class DiLoCoEager:
     every: int = 500
     outer_lr: float = 0.7
     momentum: float = 0.9
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, wire: Any = None, **kw: Any
-    ) -> torch.optim.Optimizer:
-        inner: Any = from_config(self.inner, UPDATES) if isinstance(self.inner, (str, dict)) else self.inner
-        return Outer(self.every, self.outer_lr, self.momentum, True, wire).install(
-            inner.optimizer(named, lr, about=about, **kw)
-        )
+    eager: ClassVar[bool] = True

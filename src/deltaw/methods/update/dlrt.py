@@ -40,5 +40,4 @@ class DLRTSteps:
                 units.append(Unit(name, OnS(Plain()), {"W": t}))
             elif role == "U":
                 units.append(Unit(site, rule, {r: part for r, part in triple.items() if part is not None}))
-        groups = [{"params": list(named.items())}]
-        return KlsOptimizer(groups, units, lr, **{"weight_decay": self.weight_decay, **kw})
+        return KlsOptimizer(named, units, lr, **{"weight_decay": self.weight_decay, **kw})

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import nn
-
-from . import NOTHING, About, update
-from .algebra import Adam, Phi, Rsvd, Side, Sub, Svd, matrices
+from . import update
+from .algebra import HF_ADAM, MatrixUpdate, Phi, Side, Solver, Sub, solver
 
 
 @update(paper="arXiv:2410.01623")
-class Fira:
+class Fira(MatrixUpdate):
     """D = scale up(psi) + S, psi = m / (sqrt v + eps) in coordinates C; S = (G - scale up(C)) |psi_j| / |C_j|, cut so that |S| grows
     by 1 % a step.
 
@@ -27,20 +23,9 @@ class Fira:
     scale: float = 1.0
     growth: float = 1.01
     side: Literal["auto", "left", "right", "reverse"] = "auto"
-    svd: Literal["randomized", "exact"] = "randomized"
+    svd: Solver = "randomized"
     weight_decay: float = 0.0
 
     def rule(self) -> Sub:
-        frame = Side(self.r, Rsvd() if self.svd == "randomized" else Svd(), self.side)
-        return Sub(
-            frame, Adam(eps=1e-6, convention="hf"), Phi(self.growth), every=self.every, scale=self.scale, decay="after"
-        )
-
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix: frame and two moments."""
-        return self.rule().floats(m, n)
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+        frame = Side(self.r, solver(self.svd), self.side)
+        return Sub(frame, HF_ADAM, Phi(self.growth), every=self.every, scale=self.scale, decay="after")

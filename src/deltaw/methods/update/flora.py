@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from . import NOTHING, About, update
-from .algebra import Adafactor, Ema, Move, Raw, Relative, Sketch, Sub, Whole, matrices
+from . import update
+from .algebra import Adafactor, Ema, MatrixUpdate, Move, Raw, Relative, Sketch, Sub, Whole
 
 
 @update(paper="arXiv:2402.03293")
-class Flora:
+class Flora(MatrixUpdate):
     """u = G / sqrt v̂ (row and column means, beta2 = 1 - t^-0.8); D = (1 - beta) u + beta up(M); M <- beta M + (1 - beta) down u;
     W <- W - lr max(1e-3, RMS W) D / max(1, RMS D).
 
@@ -24,13 +22,13 @@ class Flora:
     with one key); the move falls on steps 0, T, 2T..., theirs one step before. Trap: the rate is relative to RMS W: Adafactor's, not Adam's.
     """
 
-    r: int = 256
+    r: int | float = 256
     every: int = 1000
     beta: float = 0.9
     clip: float = 1.0
     weight_decay: float = 0.0
 
-    def rule(self, shape: tuple[int, ...]) -> Sub:
+    def rule(self, shape: tuple[int, ...] = ()) -> Sub:
         words: Any = {
             "inner": Ema(self.beta, corrected=False),
             "first": Adafactor(clip=math.inf),
@@ -40,12 +38,11 @@ class Flora:
             return Sub(Whole(), every=0, **words)
         return Sub(Sketch(self.r), residual=Raw(1 - self.beta, self.beta), carry=Move(), every=self.every, **words)
 
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix: compressed momentum, row and column means."""
-        return self.rule((m, n)).floats(m, n)
+    def of(self, name: str, p: nn.Parameter, lr: float) -> Sub:
+        return self.rule(tuple(p.shape))
 
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        kw = {"weight_decay": self.weight_decay, "plain": self.rule(()), **kw}
-        return matrices(lambda name, p: self.rule(tuple(p.shape)), named, lr, about, **kw)
+    def plain(self) -> Sub:
+        return self.rule()
+
+    def floats(self, m: int, n: int) -> int:
+        return self.rule((m, n)).floats(m, n)

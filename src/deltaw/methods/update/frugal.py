@@ -13,7 +13,7 @@ from . import algebra as al
 
 
 @update(paper="arXiv:2411.07837")
-class Frugal:
+class Frugal(al.MatrixUpdate):
     """D = up(Adam(down G)) + rest · sign(G - up(down G)); W <- (1 - lr wd) W - lr D; a new frame and new moments every `every` steps.
 
     frame: a share `density` of the columns, rows or entries at random; of the singular (svd) or of uniform directions (haar) of the
@@ -27,7 +27,7 @@ class Frugal:
     frame: Literal["columns", "rows", "entries", "svd", "haar", "blocks"] = "columns"
     every: int = 200
     rest: float = 1.0
-    svd: Literal["randomized", "exact"] = "randomized"
+    svd: al.Solver = "randomized"
     order: al.Order = "random"
     inner: al.Word = "adam"
     weight_decay: float = 0.0
@@ -35,24 +35,19 @@ class Frugal:
     def rule(self) -> al.Sub:
         frame: al.Frame = al.Whole()
         if self.frame in ("svd", "haar"):
-            exact = al.Svd() if self.svd == "exact" else al.Rsvd()
-            frame = al.Side(float(self.density), al.Haar() if self.frame == "haar" else exact)
+            frame = al.Side(float(self.density), al.Haar() if self.frame == "haar" else al.solver(self.svd))
         elif self.frame != "blocks":
             frame = al.Coords(self.density, self.frame)  # type: ignore[arg-type]
         return al.Sub(frame, al.inner(self.inner, al.Adam()), al.SignSGD(self.rest), al.Reset(), self.every)
 
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix; with blocks, of an active one."""
-        return self.rule().floats(m, n)
-
     def optimizer(
         self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
     ) -> torch.optim.Optimizer:
-        kw = {"weight_decay": self.weight_decay, **kw}
         if self.frame != "blocks":
-            return al.matrices(self.rule(), named, lr, about, **kw)
+            return super().optimizer(named, lr, about, **kw)
         mine = [name for name, p in named.items() if p.dim() == 2 and name not in about.lookups]
         turns = (len(mine), max(1, round(self.density * len(mine))), self.order, self.every)
         one = al.Plain() if self.inner == "adam" else al.Sub(al.Whole(), al.inner(self.inner, al.Adam()), every=0)
         idle = al.Sub(al.Whole(), al.Sign(), every=0, scale=self.rest)
+        kw = {"weight_decay": self.weight_decay, **kw}
         return al.matrices(lambda name, p: al.Turns(one, mine.index(name), *turns, idle), named, lr, about, **kw)

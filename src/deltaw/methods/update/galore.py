@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import nn
-
-from . import NOTHING, About, update
-from .algebra import Adam, Rsvd, Side, Sub, Svd, TwoSided, Word, inner, matrices
+from . import update
+from .algebra import HF_ADAM, MatrixUpdate, Side, Solver, Sub, TwoSided, Word, inner, solver
 
 
 @update(paper="arXiv:2403.03507")
-class GaLore:
+class GaLore(MatrixUpdate):
     """P = leading singular vectors of G (left if m < n, else right), C = Pᵀ G; W <- W - lr · scale · P Adam(C).
 
     Moments are kept when P changes. Optimiser state of an m x n matrix, m <= n: m r + 2 n r numbers (Adam: 2 m n). Embeddings, the
@@ -27,21 +23,11 @@ class GaLore:
     every: int = 200
     scale: float = 0.25
     side: Literal["auto", "left", "right", "reverse", "both"] = "auto"
-    svd: Literal["randomized", "exact"] = "randomized"
+    svd: Solver = "randomized"
     inner: Word = "adam"
     weight_decay: float = 0.0
 
     def rule(self) -> Sub:
-        basis = Rsvd() if self.svd == "randomized" else Svd()
+        basis = solver(self.svd)
         frame = TwoSided(self.r, basis) if self.side == "both" else Side(self.r, basis, self.side)
-        adam = Adam(eps=1e-6, convention="hf")
-        return Sub(frame, inner(self.inner, adam), every=self.every, scale=self.scale, decay="after")
-
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of floating-point state for an m x n matrix: frame and two moments."""
-        return self.rule().floats(m, n)
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+        return Sub(frame, inner(self.inner, HF_ADAM), every=self.every, scale=self.scale, decay="after")

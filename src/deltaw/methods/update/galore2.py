@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import nn
-
-from . import NOTHING, About, update
-from .algebra import Adam, Rsvd, Side, Sub, Word, inner, matrices
+from . import update
+from .algebra import HF_ADAM, MatrixUpdate, Rsvd, Side, Sub, Word, inner
 
 
 @update(paper="arXiv:2504.20437")
-class GaLore2:
+class GaLore2(MatrixUpdate):
     """GaLore whose frame comes from subspace iteration on r + oversample columns, with `power` rounds.
 
     The sketch's numbers depend on the seed, the parameter's name and the step only, so every process has the same frame; gradients are
@@ -32,15 +26,5 @@ class GaLore2:
     weight_decay: float = 0.0
 
     def rule(self) -> Sub:
-        adam = Adam(eps=1e-6, convention="hf")
         frame = Side(self.r, Rsvd(self.oversample, self.power))
-        return Sub(frame, inner(self.inner, adam), every=self.every, scale=self.scale, decay="after")
-
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of floating-point state for an m x n matrix: frame and two moments."""
-        return self.rule().floats(m, n)
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+        return Sub(frame, inner(self.inner, HF_ADAM), every=self.every, scale=self.scale, decay="after")

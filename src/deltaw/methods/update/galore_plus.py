@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import nn
 
-from . import NOTHING, About, update
-from .algebra import Adam, Frame, HeadShared, Rsvd, Side, Sparse, Sub, matrices
+from . import update
+from .algebra import Adam, Frame, HeadShared, MatrixUpdate, Rsvd, Side, Sparse, Sub
 
 QUERY, KEY_VALUE = ("q_proj", "query", "q_lin"), ("k_proj", "v_proj", "key", "value", "k_lin", "v_lin")
 
 
 @update(paper="arXiv:2412.19820")
-class GaLorePlus:
+class GaLorePlus(MatrixUpdate):
     """D = scale (up(Adam(down G)) + scatter(Adam(E at Omega))), E = G - up(down G).
 
     In query, key and value projections (found by name) the frame is the leading right space of one head's rows of G, drawn at each refresh
@@ -44,12 +40,5 @@ class GaLorePlus:
             frame = HeadShared(self.r, basis, heads=own)
         return Sub(frame, Adam(), Sparse(self.share, self.warmup), every=self.every, scale=self.scale)
 
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix outside attention, after the warm-up."""
-        return self.rule().floats(m, n)
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        kw = {"weight_decay": self.weight_decay, **kw}
-        return matrices(lambda name, p: self.rule(name), named, lr, about, **kw)
+    def of(self, name: str, p: nn.Parameter, lr: float) -> Sub:
+        return self.rule(name)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import nn
-
-from . import NOTHING, About, update
-from .algebra import Adam, Rsvd, Side, Sub, Svd, TwoSided, WeightNorm, matrices
-
-ADAM = Adam(eps=1e-6, convention="hf")
+from . import update
+from .algebra import HF_ADAM, MatrixUpdate, Side, Solver, Sub, TwoSided, WeightNorm, solver
 
 
 @update(paper="arXiv:2412.19616")
-class GradNormLoRP:
+class GradNormLoRP(MatrixUpdate):
     """W = g V / |V| by output rows; V <- V - lr scale up(Adam(down dV)), g <- g - lr Adam(dg), W from both.
 
     dg_i = <G_i, v_i>, dV_i = (g_i / |V_i|)(G_i - dg_i v_i). side "both": C = Pᵀ dV Q (r x r), the paper's; "auto": one side, the code's.
@@ -29,21 +23,10 @@ class GradNormLoRP:
     every: int = 250
     scale: float = 0.25
     side: Literal["auto", "both"] = "both"
-    svd: Literal["randomized", "exact"] = "randomized"
+    svd: Solver = "randomized"
     weight_decay: float = 0.0
 
-    def direction(self) -> Sub:
-        basis = Rsvd() if self.svd == "randomized" else Svd()
+    def rule(self) -> WeightNorm:
+        basis = solver(self.svd)
         frame = TwoSided(self.r, basis) if self.side == "both" else Side(self.r, basis)
-        return Sub(frame, ADAM, every=self.every, scale=self.scale)
-
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix: frames, moments, sizes of the rows and theirs."""
-        return self.direction().floats(m, n) + 4 * m
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        return matrices(
-            WeightNorm(self.direction(), ADAM), named, lr, about, **{"weight_decay": self.weight_decay, **kw}
-        )
+        return WeightNorm(Sub(frame, HF_ADAM, every=self.every, scale=self.scale), HF_ADAM)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import nn
-
-from . import NOTHING, About, update
-from .algebra import Adam, Feedback, Move12, Power, Side, Sub, matrices
+from . import update
+from .algebra import Adam, Feedback, MatrixUpdate, Move12, Power, Side, Sub
 
 
 @update(paper="arXiv:2410.16103")
-class LDAdam:
+class LDAdam(MatrixUpdate):
     """P <- qr(M Mᵀ P), M = rho up(m̂) + (1 - rho) G; m and v move along; W <- W - lr P Adam(Pᵀ G); what neither G nor m could bring
     into the new frame, E = (I - P Pᵀ)(G + beta1 / (1 - beta1) up_old(m)), is added to the next gradient.
 
@@ -29,15 +23,5 @@ class LDAdam:
     weight_decay: float = 0.0
 
     def rule(self) -> Sub:
-        return Sub(
-            Side(self.r, Power()), Adam(self.betas, self.eps), Feedback(self.betas[0]), Move12(self.rho), every=1
-        )
-
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix: frame, two moments, the error."""
-        return self.rule().floats(m, n)
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+        frame, adam = Side(self.r, Power()), Adam(self.betas, self.eps)
+        return Sub(frame, adam, Feedback(self.betas[0]), Move12(self.rho), every=1)

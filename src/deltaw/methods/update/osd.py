@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import nn
 
-from . import NOTHING, About, update
-from .algebra import Adam, Online, Sub, Svd, Word, inner, matrices
+from . import update
+from .algebra import HF_ADAM, Adam, MatrixUpdate, Online, Sub, Svd, Word, inner
 
 
 @update(paper="arXiv:2408.12857")
-class OSD:
+class OSD(MatrixUpdate):
     """P from the SVD of the first gradient; W <- W - lr scale P Adam(Pᵀ G); then P takes one step of AdamW, at rate `rate` lr / lr0, on
     |P Pᵀ Ĝ - Ĝ|², Ĝ = G / |G|.
 
@@ -31,13 +27,7 @@ class OSD:
 
     def rule(self, lr0: float = 0.0) -> Sub:
         frame = Online(self.r, Svd(), by=inner(self.by, Adam()), rate=self.rate, decay=self.frame_decay, lr0=lr0)
-        return Sub(frame, Adam(eps=1e-6, convention="hf"), every=0, scale=self.scale, decay="after")
+        return Sub(frame, HF_ADAM, every=0, scale=self.scale, decay="after")
 
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix: frame, its moments, the coordinates' moments."""
-        return self.rule().floats(m, n)
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        return matrices(self.rule(lr), named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+    def of(self, name: str, p: nn.Parameter, lr: float) -> Sub:
+        return self.rule(lr)

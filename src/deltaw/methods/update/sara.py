@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import nn
-
-from . import NOTHING, About, update
-from .algebra import Adam, Drop, Phi, Side, Sub, SvdSample, matrices
+from . import update
+from .algebra import HF_ADAM, Drop, MatrixUpdate, Phi, Side, Sub, SvdSample
 
 
 @update(paper="arXiv:2502.05790")
-class SARA:
+class SARA(MatrixUpdate):
     """At a refresh r singular vectors of G are drawn without replacement with weights sigma_i / sum sigma; otherwise GaLore's step, or Fira's.
 
     State of an m x n matrix, m <= n: m r + 2 n r numbers. Source: Zhang et al. 2025 (first called I3S); no code is
@@ -29,20 +25,5 @@ class SARA:
 
     def rule(self) -> Sub:
         rest = Phi() if self.host == "fira" else Drop()
-        return Sub(
-            Side(self.r, SvdSample()),
-            Adam(eps=1e-6, convention="hf"),
-            rest,
-            every=self.every,
-            scale=self.scale,
-            decay="after",
-        )
-
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix: frame and two moments."""
-        return self.rule().floats(m, n)
-
-    def optimizer(
-        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
-    ) -> torch.optim.Optimizer:
-        return matrices(self.rule(), named, lr, about, **{"weight_decay": self.weight_decay, **kw})
+        frame = Side(self.r, SvdSample())
+        return Sub(frame, HF_ADAM, rest, every=self.every, scale=self.scale, decay="after")

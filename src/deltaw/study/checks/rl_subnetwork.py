@@ -133,4 +133,4 @@ def masked(
             units.append(Unit(name, Sub(Entries(index), Adam(betas, eps), every=0), {"W": named[name]}))
     if not units:
         raise TargetError("no entry is masked: there is nothing to train")
-    return SubOptimizer([{"params": list(used.items())}], units, lr, **kw)
+    return SubOptimizer(used, units, lr, **kw)

@@ -15,21 +15,22 @@ optimizer.py: a torch.optim.Optimizer over such rules. State: per parameter a di
 
 from __future__ import annotations
 
-from .bases import Basis, Haar, Power, Rsvd, Svd, SvdSample, signed
+from .bases import Basis, Haar, Power, Rsvd, Solver, Svd, SvdSample, solver
 from .carries import Carry, Keep, Move, Move12, Prune, Reset
 from .draw import Draw
 from .frames import Coords, Frame, HeadShared, Online, Side, Sketch, TwoSided, Whole, width
-from .inners import SGD, Adafactor, Adam, Adam8bit, Ema, Inner, Lion, Sign, Word, inner
+from .inners import HF_ADAM, SGD, Adafactor, Adam, Adam8bit, Ema, Inner, Lion, Sign, Word, inner
 from .optimizer import Rule, Step, SubOptimizer, Unit
 from .reparam import WeightNorm
 from .residuals import Drop, Feedback, Phi, Raw, Residual, SignSGD, Sparse
-from .split import matrices
+from .split import MatrixUpdate, matrices
 from .sub import Plain, Relative, Sub
 from .turns import Master, Order, Turns, turn
 
 __all__ = [
-    "SGD", "Adafactor", "Adam", "Adam8bit", "Basis", "Carry", "Coords", "Draw", "Drop", "Ema", "Feedback", "Frame", "Haar",
-    "HeadShared", "Inner", "Keep", "Lion", "Master", "Move", "Move12", "Online", "Order", "Phi", "Plain", "Power", "Prune", "Raw",
-    "Relative", "Reset", "Residual", "Rsvd", "Rule", "Side", "Sign", "SignSGD", "Sketch", "Sparse", "Step", "Sub", "SubOptimizer",
-    "Svd", "SvdSample", "Turns", "TwoSided", "Unit", "WeightNorm", "Whole", "Word", "inner", "matrices", "signed", "turn", "width",
+    "HF_ADAM", "SGD", "Adafactor", "Adam", "Adam8bit", "Basis", "Carry", "Coords", "Draw", "Drop", "Ema", "Feedback", "Frame", "Haar",
+    "HeadShared", "Inner", "Keep", "Lion", "Master", "MatrixUpdate", "Move", "Move12", "Online", "Order", "Phi", "Plain", "Power",
+    "Prune", "Raw", "Relative", "Reset", "Residual", "Rsvd", "Rule", "Side", "Sign", "SignSGD", "Sketch", "Solver", "Sparse", "Step",
+    "Sub", "SubOptimizer", "Svd", "SvdSample", "Turns", "TwoSided", "Unit", "WeightNorm", "Whole", "Word", "inner", "matrices",
+    "solver", "turn", "width",
 ]  # fmt: skip

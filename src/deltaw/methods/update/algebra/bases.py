@@ -7,11 +7,13 @@ gradient, or its transpose where the frame is on the right.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from ....lowrank import signs
+from ...leading import iterated
 from .draw import Draw
 
 
@@ -20,8 +22,8 @@ class Basis(Protocol):
 
 
 def signed(P: Tensor) -> Tensor:
-    """Each column with its entry of largest size positive: what LAPACK leaves open must not steer a run."""
-    return P * torch.where(P.gather(0, P.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0).to(P)
+    """Each column with its entry of largest size positive."""
+    return P * signs(P)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,13 @@ class Rsvd:
         width = min(k + self.oversample, *M.shape)
         if 2 * width > min(M.shape):  # the sketch would be as wide as the matrix
             return Svd()(M, k, old, draw)
-        Q = torch.linalg.qr(M @ draw.normal((M.shape[1], width), M, "rsvd"))[0]
-        for _ in range(self.power):
-            Q = torch.linalg.qr(M @ torch.linalg.qr(M.mT @ Q)[0])[0]
-        return signed(Q @ torch.linalg.svd(Q.mT @ M, full_matrices=False)[0][:, :k])
+        sketch = draw.normal((M.shape[1], width), M, "rsvd")
+        return signed(iterated(M, sketch, self.power)[0][:, :k])
+
+
+Solver = Literal["randomized", "exact"]
+
+
+def solver(word: Solver) -> Basis:
+    """Where the leading singular vectors come from that a rule's `svd` asks for."""
+    return Rsvd() if word == "randomized" else Svd()

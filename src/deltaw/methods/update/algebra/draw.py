@@ -23,7 +23,9 @@ class Draw:
     def normal(self, shape: tuple[int, ...], like: Tensor, word: str = "normal", std: float = 1.0) -> Tensor:
         return rng.normal(shape, self.key(word), std).to(like)
 
-    def uniform(self, shape: tuple[int, ...], like: Tensor, word: str = "uniform", low: float = 0.0, high: float = 1.0) -> Tensor:
+    def uniform(
+        self, shape: tuple[int, ...], like: Tensor, word: str = "uniform", low: float = 0.0, high: float = 1.0
+    ) -> Tensor:
         return rng.uniform(shape, self.key(word), low, high).to(like)
 
     def choose(self, count: int, total: int, like: Tensor, word: str = "choose") -> Tensor:

@@ -103,6 +103,10 @@ class Adam(Inner):
         return m / root.div_((1 - b2**t) ** 0.5).add_(self.eps).mul_(1 - b1**t), 1.0
 
 
+# transformers' old AdamW, which GaLore's code started from, and others from that
+HF_ADAM = Adam(eps=1e-6, convention="hf")
+
+
 @lru_cache(maxsize=8)  # 256 numbers that take a loop in Python
 def _map(signed: bool, device: torch.device) -> Tensor:
     made: Tensor = need("bitsandbytes", extra="bnb").functional.create_dynamic_map(signed=signed)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bases import signed
+from ....lowrank import signs
 from .inners import Inner
 from .optimizer import Rule, Step, SubOptimizer
 
@@ -39,7 +39,7 @@ class Kls(Rule):
         else:
             c = S[: 2 * w, : 2 * w] * (1 - now.lr["S"] * now.decay["S"]) - way("S")[: 2 * w, : 2 * w]
             P, sigma, Qt = torch.linalg.svd(c)
-            k, sign = rank_at(sigma, self.theta, U.shape[1] // 2), (signed(P) * P).sum(0).sign()
+            k, sign = rank_at(sigma, self.theta, U.shape[1] // 2), signs(P)
             u, v = U[:, : 2 * w] @ (P * sign)[:, :k], V[:, : 2 * w] @ (Qt.mT * sign)[:, :k]
             for t in (U, S, V):
                 t.zero_()

@@ -7,7 +7,7 @@ the parameter's).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,10 @@ class Rule:
     def step(self, p: dict[str, Tensor], g: dict[str, Tensor], state: dict[str, dict[str, Any]], now: Step) -> None:
         raise NotImplementedError
 
+    def floats(self, m: int, n: int) -> int:
+        """Numbers of floating-point state for an m x n matrix."""
+        raise NotImplementedError
+
 
 @dataclass
 class Unit:
@@ -51,14 +55,21 @@ class Unit:
 
 
 class SubOptimizer(torch.optim.Optimizer):
-    """groups: as torch takes them, with named parameters. units: each parameter belongs to exactly one."""
+    """One group of all parameters at first; more may be added. units: each parameter belongs to exactly one."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]], units: Iterable[Unit], lr: float, weight_decay: float = 0.0, seed: int = 0):
-        super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        units: Iterable[Unit],
+        lr: float,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ):
+        super().__init__([{"params": list(named.items())}], {"lr": lr, "weight_decay": weight_decay})
         self.units, self.seed = list(units), seed
         counted = [id(p) for u in self.units for p in u.p.values()]
         if sorted(counted) != sorted(id(p) for g in self.param_groups for p in g["params"]):
-            raise SpecError("every parameter of the groups belongs to exactly one unit")
+            raise SpecError("every parameter belongs to exactly one unit")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

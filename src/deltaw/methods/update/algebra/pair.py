@@ -183,7 +183,7 @@ def factors(
     units = [Unit(site, rule(about.scale(site)), dict(pair)) for site, pair in sites.items()]
     taken = {id(p) for pair in sites.values() for p in pair.values()}
     units += [Unit(name, plain, {"W": p}) for name, p in named.items() if id(p) not in taken]
-    return SubOptimizer([{"params": list(named.items())}], units, lr, **kw)
+    return SubOptimizer(named, units, lr, **kw)
 
 
 class PairUpdate:

@@ -23,6 +23,9 @@ class WeightNorm(Rule):
     rule: Rule
     size: Inner = Adam()
 
+    def floats(self, m: int, n: int) -> int:
+        return self.rule.floats(m, n) + self.size.floats((m,)) + 2 * m
+
     def step(self, p: dict[str, Tensor], g: dict[str, Tensor], state: dict[str, dict[str, Any]], now: Step) -> None:
         (role,) = p
         W, s = p[role], state[role]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from .. import About
+from .. import NOTHING, About
 from .optimizer import Rule, SubOptimizer, Unit
 from .sub import Plain
 
@@ -15,18 +16,45 @@ ADAMW = Plain()
 
 
 def matrices(
-    rule: Rule | Callable[[str, nn.Parameter], Rule],
+    rule: Callable[[str, nn.Parameter], Rule],
     named: Mapping[str, nn.Parameter],
     lr: float,
     about: About,
     plain: Rule = ADAMW,
     **kw: Any,
 ) -> SubOptimizer:
-    """An optimiser in which every matrix that is no lookup table moves by `rule` (or by what `rule(name, p)` gives), and the
-    rest (embeddings, heads, norms, biases, what has other than two axes) by `plain`."""
+    """An optimiser in which every matrix that is no lookup table moves by `rule(name, p)`, and the rest (embeddings, heads,
+    norms, biases, what has other than two axes) by `plain`."""
     units = []
     for name, p in named.items():
         mine = p.dim() == 2 and name not in about.lookups
-        chosen = (rule if isinstance(rule, Rule) else rule(name, p)) if mine else plain
-        units.append(Unit(name, chosen, {"W": p}))
-    return SubOptimizer([{"params": list(named.items())}], units, lr, **kw)
+        units.append(Unit(name, rule(name, p) if mine else plain, {"W": p}))
+    return SubOptimizer(named, units, lr, **kw)
+
+
+class MatrixUpdate:
+    """What update rules over matrices share: they say `rule()`, the rule of one matrix, and have a `weight_decay`; where matrices
+    differ they say `of`, too."""
+
+    weight_decay: float
+
+    def rule(self) -> Rule:
+        raise NotImplementedError
+
+    def of(self, name: str, p: nn.Parameter, lr: float) -> Rule:
+        """The rule of this matrix."""
+        return self.rule()
+
+    def plain(self) -> Rule:
+        """The rule of the rest."""
+        return ADAMW
+
+    def floats(self, m: int, n: int) -> int:
+        """Numbers of floating-point state for an m x n matrix."""
+        return self.rule().floats(m, n)
+
+    def optimizer(
+        self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
+    ) -> torch.optim.Optimizer:
+        kw = {"weight_decay": self.weight_decay, "plain": self.plain(), **kw}
+        return matrices(lambda name, p: self.of(name, p, lr), named, lr, about, **kw)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deltaw.methods.init.loftq import LoftQ
 
-from .lora_ga import triplets
+from ..hand import triplets
 
 INITS = [LoftQ()]
 PEFT = "T = 1, 2 and 4 against loftq_init, where bitsandbytes runs"

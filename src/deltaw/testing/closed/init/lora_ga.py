@@ -7,22 +7,13 @@ from torch import Tensor
 
 from deltaw.methods.init.lora_ga import LoRAGA
 
+from ..hand import triplets
+
 INITS = [
     LoRAGA(), LoRAGA(direction="A2rBr", scale="gd"), LoRAGA(direction="ArBr", scale="unit"), LoRAGA(scale="weightS"),
     LoRAGA(mode="peft"), LoRAGA(mode="peft", direction="ArBr", scale="weightS"), LoRAGA(mode="peft", scale="gd", direction="A2rBr"),
 ]  # fmt: skip
 PEFT = "mode 'peft' against LoraGAConfig, three directions and four scales"
-
-
-def triplets(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """By eigenvalues, with the sign that the library fixes: the largest entry of every left vector is positive."""
-    square, V = torch.linalg.eigh(G.T @ G)
-    order = square.argsort(descending=True)[: min(G.shape)]
-    V, sigma = V[:, order], square[order].sqrt()
-    U = G @ V / sigma
-    top = U.abs().argmax(0)
-    flip = torch.sign(U[top, torch.arange(len(top))])
-    return U * flip, sigma, (V * flip).T
 
 
 def closed(init: LoRAGA, W: Tensor, stats: dict[str, Tensor], r: int, s: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deltaw.methods.init.lora_sb import LoRASB
 
-from .lora_ga import triplets
+from ..hand import triplets
 
 INITS = [LoRASB(), LoRASB(step=1e-3)]
 

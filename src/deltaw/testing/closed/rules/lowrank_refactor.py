@@ -11,7 +11,7 @@ from ....plan import Plan
 from ....spec import METHODS, RULES
 from ...laws.base import close
 from ...tiny import One, settle, values
-from ..update.galore import adam
+from ..hand import adam
 
 M, N, R, EVERY, BACK, STEPS, RATE = 6, 5, 2, 3, 2, 8, 2e-2
 

@@ -7,7 +7,8 @@ import math
 from deltaw.methods.rules.relora import ReLoRA
 
 from ...laws.base import close, must
-from ...restarts import Adam, Run
+from ...restarts import Run
+from ..hand import State, adam
 
 STEPS = 14
 
@@ -25,12 +26,12 @@ def check() -> str:
 def follow(rule: ReLoRA) -> None:
     run, cycle = Run(rule), rule.cycle or rule.every
     W, (B, A), s = run.W0.clone(), run.factors(), run.s
-    adam = {"B": Adam(B), "A": Adam(A)}
+    state: tuple[State, State] = {}, {}
     for k in run.steps(STEPS):
         G = run.gradient(W + s * B @ A)
         short = min(k % cycle / rule.restart_warmup, 1) if k >= cycle and rule.restart_warmup else 1
         gB, gA = s * G @ A.T, s * B.T @ G
-        B, A = B - run.lr * short * adam["B"](gB), A - run.lr * short * adam["A"](gA)
+        B, A = B - adam(gB, state[0], run.lr * short), A - adam(gA, state[1], run.lr * short)
         if (k + 1) % rule.every == 0:
             W, B, before = W + s * B @ A, 0 * B, A
             A = run.factors()[1]
@@ -39,7 +40,7 @@ def follow(rule: ReLoRA) -> None:
                 "A is no new Kaiming start",
             )
             if (k + 1) % cycle == 0 and rule.prune == 1.0:
-                adam = {"B": Adam(B), "A": Adam(A)}
+                state = {}, {}
         close(f"W' after step {k + 1}", run.weight(), W + s * B @ A, 1e-9)
         for name, got, want in zip("BA", run.factors(), (B, A)):
             close(f"{name} after step {k + 1}", got, want, 1e-9) if want.any() else must(

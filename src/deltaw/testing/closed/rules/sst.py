@@ -12,7 +12,7 @@ from ....plan import Plan
 from ....spec import METHODS
 from ...laws.base import close, must
 from ...tiny import One, settle, values
-from ..update.galore import adam
+from ..hand import adam
 
 M, N, R, EVERY, WARM, STEPS, RATE = (
     6,

@@ -10,7 +10,8 @@ from torch import Tensor
 from deltaw.methods.rules.switchlora import SwitchLoRA
 
 from ...laws.base import close, must
-from ...restarts import Adam, Run
+from ...restarts import Run
+from ..hand import adam
 
 STEPS, R, REST = 17, 8, 2
 
@@ -26,7 +27,8 @@ class Side:
 
     def __init__(self, t: Tensor, pool: Tensor, first: int):
         q, r = len(pool) + len(t), len(t)
-        self.t, self.slot, self.adam, self.rest = t, first, Adam(t), torch.zeros(r)
+        self.t, self.slot, self.rest = t, first, torch.zeros(r)
+        self.adam = {word: torch.zeros_like(t) for word in "mvt"}
         self.chosen = [q - r + (i - first) % r for i in range(r)]
         self.candidates = torch.cat([pool, torch.zeros_like(t)])
 
@@ -41,14 +43,14 @@ class Side:
                 self.candidates[new].clone(),
                 new,
             )
-            for state in (other.adam.m, other.adam.v, other.adam.t):
+            for state in other.adam.values():
                 state[i] = 0
             other.rest[i], self.slot = REST, (i + 1) % R
         return moved  # type: ignore[no-any-return]
 
     def step(self, g: Tensor, lr: float) -> None:
         g = g * (self.rest[:, None] <= 0)
-        self.t = self.t - lr * self.adam(g)
+        self.t = self.t - adam(g, self.adam, lr)
         self.rest = (self.rest - 1).clamp(min=0)
 
 

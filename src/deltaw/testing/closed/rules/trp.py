@@ -11,7 +11,7 @@ from ....plan import Plan
 from ....spec import METHODS
 from ...laws.base import close, must
 from ...tiny import One, settle, values
-from ..update.galore import adam
+from ..hand import adam
 
 M, N, EVERY, ENERGY, PENALTY, STEPS, RATE = 6, 5, 3, 0.9, 0.05, 7, 2e-2
 

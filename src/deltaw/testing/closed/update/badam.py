@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deltaw.methods.update.badam import BAdam
 
-from .galore import adam
+from ..hand import adam
 
 RULES = [BAdam(every=4), BAdam(every=3, order="ascending")]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deltaw.methods.update.diloco import DiLoCo
 
-from .galore import adam
+from ..hand import adam
 
 RULES = [DiLoCo(every=4), DiLoCo(every=2, outer_lr=0.5, momentum=0.6, inner={"key": "adamw", "weight_decay": 0.1})]
 

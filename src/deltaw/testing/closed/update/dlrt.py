@@ -14,7 +14,7 @@ from ....plan import Plan
 from ....spec import METHODS
 from ...laws.base import close, must
 from ...tiny import One, settle, values
-from .galore import adam
+from ..hand import adam
 
 RULES = [DLRTSteps(theta=0.1), DLRTSteps(theta=0.0, weight_decay=0.1), DLRTSteps(theta=0.3, inner="adam")]
 M, N, RANK, MOST, STEPS, RATE = 9, 8, 3, 4, 5, 0.2

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltaw.methods.update.fira import Fira
 
-from .galore import adam, leading
+from ..hand import State, adam, leading, on_the_left
 
 RULES = [
     Fira(r=3, every=4, svd="exact"),
@@ -18,7 +18,7 @@ RULES = [
 ]
 
 
-def fira(G: Tensor, P: Tensor, st: dict[str, Any], lr: float, scale: float) -> Tensor:
+def fira(G: Tensor, P: Tensor, st: State, lr: float, scale: float) -> Tensor:
     """The step for a frame on the left."""
     C = P.T @ G
     psi = adam(C, st, 1.0, 1e-6, before=True)
@@ -34,17 +34,11 @@ def fira(G: Tensor, P: Tensor, st: dict[str, Any], lr: float, scale: float) -> T
 
 
 def closed(rule: Fira, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s: float) -> dict[str, Tensor]:
-    state: dict[str, dict[str, Any]] = {k: {} for k in p}
     frames: dict[str, Tensor] = {}
-    for step in range(steps):
-        for k, G in grad(p).items():
-            if not k.endswith("weight"):
-                p[k] = p[k] - adam(G, state[k], lr)
-                continue
-            right = (G.shape[0] >= G.shape[1]) != (rule.side == "reverse")
-            M = G.T if right else G
-            if step % rule.every == 0:
-                frames[k] = leading(M, int(rule.r))
-            D = fira(M, frames[k], state[k], lr, rule.scale)
-            p[k] = p[k] - (D.T if right else D)
-    return p
+
+    def way(k: str, step: int, G: Tensor, state: State) -> Tensor:
+        if step % rule.every == 0:
+            frames[k] = leading(G, int(rule.r))
+        return fira(G, frames[k], state, lr, rule.scale)
+
+    return on_the_left(p, grad, lr, steps, way, larger=rule.side == "reverse")

@@ -10,7 +10,7 @@ from torch import Tensor
 from deltaw.methods.update.flora import Flora
 from deltaw.ops import random as rng
 
-from .galore import rms, second
+from ..hand import rms, second
 
 RULES = [Flora(r=3, every=4), Flora(r=6, every=0, beta=0.5), Flora(r=7, every=4)]  # the last: no side is wide enough
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from deltaw.methods.update.frugal import Frugal
 from deltaw.ops import random as rng
 
-from .galore import adam, leading
+from ..hand import adam, leading
 
 RULES = [
     *(Frugal(density=0.5, frame=f, every=4, svd="exact") for f in ("columns", "rows", "entries", "svd", "haar")),

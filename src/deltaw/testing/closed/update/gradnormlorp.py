@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltaw.methods.update.gradnormlorp import GradNormLoRP
 
-from .galore import adam, leading
+from ..hand import adam, leading
 
 RULES = [GradNormLoRP(r=3, every=4, svd="exact"), GradNormLoRP(r=3, every=4, svd="exact", side="auto", scale=1.0)]
 

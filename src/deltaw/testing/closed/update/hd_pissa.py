@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltaw.methods.update.hd_pissa import HDPiSSA
 
-from .galore import adam
+from ..hand import adam
 
 RULES = [HDPiSSA(r=3), HDPiSSA(r=2, alpha=6.0, workers=3), HDPiSSA(r=1, workers=2, weight_decay=0.1)]
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from deltaw.methods.update.lora_lr_transfer import LoraLrTransfer
 
+from ..hand import adamw
+
 RULES = [
     LoraLrTransfer(n=3, r=12, s=0.5), LoraLrTransfer(n=24, s=2.0, start="B"), LoraLrTransfer(r=6, s=1.0, small=True), LoraLrTransfer(),
 ]  # fmt: skip
@@ -22,10 +24,4 @@ RATES = [
 
 def closed(rule: LoraLrTransfer, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s: float) -> dict[str, Tensor]:
     wide, tall = RATES[RULES.index(rule)]
-    m, v = ({k: 0 * t for k, t in p.items()} for _ in range(2))
-    for t in range(1, steps + 1):
-        for k, g in grad(p).items():
-            m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g * g
-            u = m[k] / (1 - 0.9**t) / ((v[k] / (1 - 0.999**t)).sqrt() + 1e-8)
-            p[k] = p[k] - lr * (wide if k.startswith("wide") else tall) * u
-    return p
+    return adamw(p, grad, lambda k: lr * (wide if k.startswith("wide") else tall), lambda k: 1.0, steps)

@@ -9,26 +9,23 @@ from torch import Tensor
 
 from deltaw.methods.update.lora_pro import LoRAPro
 
+from ..hand import adam
+
 RULES = [LoRAPro(), LoRAPro(gauge="zero"), LoRAPro(gauge="symmetric", delta=1e-3)]
 
 
 def closed(rule: LoRAPro, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s: float) -> dict[str, Tensor]:
-    m, v = (
-        {k: torch.zeros(mn, dtype=torch.float64) for k, mn in (("wide", (6, 12)), ("tall", (12, 6)))} for _ in range(2)
-    )
+    state: dict[str, dict[str, Any]] = {"wide": {}, "tall": {}}
     E = torch.eye(3, dtype=torch.float64)
-    for t in range(1, steps + 1):
+    for _ in range(steps):
         g = grad(p)
-        for site in m:
+        for site in state:
             A, B = p[f"{site}.A"], p[f"{site}.B"]
             BB, AA = B.T @ B + rule.delta * E, A @ A.T + rule.delta * E
             out = torch.eye(len(B), dtype=torch.float64) - B @ torch.linalg.inv(BB) @ B.T
             hA = torch.linalg.solve(BB, g[f"{site}.A"]) / s**2
             hB = out @ g[f"{site}.B"] @ torch.linalg.inv(AA) / s**2
-            G = s * B @ hA + s * hB @ A
-            m[site] = 0.9 * m[site] + 0.1 * G
-            v[site] = 0.999 * v[site] + 0.001 * G**2
-            D = m[site] / (1 - 0.9**t) / ((v[site] / (1 - 0.999**t)).sqrt() + 1e-8)
+            D = adam(s * B @ hA + s * hB @ A, state[site], 1.0)
             a, b = s * B.T @ D, s * D @ A.T
             hA, hB = torch.linalg.solve(BB, a) / s**2, out @ b @ torch.linalg.inv(AA) / s**2
             X = torch.zeros_like(E)

@@ -13,6 +13,8 @@ from deltaw.methods.update.adamw import AdamW
 from deltaw.methods.update.mup import MuP
 from deltaw.methods.update.sgd import SGD
 
+from ..hand import adamw
+
 LAWS: dict[str, list[int | None]] = {
     **{f"blocks.{i}.sq.weight": [8, 4] for i in range(2)}, **{f"blocks.{i}.sq.bias": [8] for i in range(2)},
     **{f"blocks.{i}.up.weight": [None, 8] for i in range(2)},
@@ -40,13 +42,9 @@ RATES = [*ADAM, *DESCENT, (1.0, 1.0, 1.0)]
 def closed(rule: MuP, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s: float) -> dict[str, Tensor]:
     rates = dict(zip(("tall.weight", "wide.weight", "tall.bias"), RATES[RULES.index(rule)], strict=True))
     decay = getattr(rule.inner, "weight_decay", 0.0)
-    m, v = ({k: 0 * t for k, t in p.items()} for _ in range(2))
-    for t in range(1, steps + 1):
-        for k, g in grad(p).items():
-            if rule.like == "sgd":
-                p[k] = p[k] - lr * rates[k] * g
-                continue
-            m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g * g
-            u = m[k] / (1 - 0.9**t) / ((v[k] / (1 - 0.999**t)).sqrt() + 1e-8)
-            p[k] = (1 - lr * decay) * p[k] - lr * rates[k] * u  # decay does not change with the width
+    if rule.like == "adam":
+        kept = 1 - lr * decay  # the same at every width
+        return adamw(p, grad, lambda k: lr * rates[k], lambda k: kept, steps)
+    for _ in range(steps):
+        p = {k: p[k] - lr * rates[k] * g for k, g in grad(p).items()}
     return p

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltaw.methods.update.osd import OSD
 
-from .galore import adam, leading, lion
+from ..hand import State, adam, leading, lion, on_the_left
 
 RULES = [OSD(r=3), OSD(r=2, rate=0.05, frame_decay=0.1, scale=1.0), OSD(r=3, by="lion")]
 
@@ -23,20 +23,14 @@ def gradient(P: Tensor, M: Tensor) -> Tensor:
 
 
 def closed(rule: OSD, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s: float) -> dict[str, Tensor]:
-    state: dict[str, dict[str, Any]] = {k: {} for k in p}
-    own: dict[str, dict[str, Any]] = {k: {} for k in p}
+    own: dict[str, State] = {k: {} for k in p}
     frames: dict[str, Tensor] = {}
-    for step in range(steps):
-        for k, G in grad(p).items():
-            if not k.endswith("weight"):
-                p[k] = p[k] - adam(G, state[k], lr)
-                continue
-            right = G.shape[0] >= G.shape[1]
-            M = G.T if right else G
-            P = frames.setdefault(k, leading(M, int(rule.r)))
-            D = P @ adam(P.T @ M, state[k], lr * rule.scale, 1e-6, before=True)
-            p[k] = p[k] - (D.T if right else D)
-            if step:
-                move = (lion if rule.by == "lion" else adam)(gradient(P, M), own[k], rule.rate)
-                frames[k] = (1 - rule.rate * rule.frame_decay) * P - move
-    return p
+
+    def way(k: str, step: int, G: Tensor, state: State) -> Tensor:
+        P = frames.setdefault(k, leading(G, int(rule.r)))
+        if step:
+            move = (lion if rule.by == "lion" else adam)(gradient(P, G), own[k], rule.rate)
+            frames[k] = (1 - rule.rate * rule.frame_decay) * P - move
+        return P @ adam(P.T @ G, state, lr * rule.scale, 1e-6, before=True)
+
+    return on_the_left(p, grad, lr, steps, way)

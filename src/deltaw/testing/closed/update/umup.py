@@ -9,6 +9,8 @@ from torch import Tensor
 from deltaw.methods.update.adamw import AdamW
 from deltaw.methods.update.umup import UMuP
 
+from ..hand import adamw
+
 RULES = [
     UMuP(),
     UMuP(readouts=("tall.weight",), turned=("wide.weight",), stack="wide", depth=4),
@@ -24,10 +26,4 @@ RATES = [
 def closed(rule: UMuP, p: dict[str, Tensor], grad: Any, lr: float, steps: int, s: float) -> dict[str, Tensor]:
     rates = dict(zip(("tall.weight", "wide.weight", "tall.bias"), RATES[RULES.index(rule)], strict=True))
     decay = getattr(rule.inner, "weight_decay", 0.0)
-    m, v = ({k: 0 * t for k, t in p.items()} for _ in range(2))
-    for t in range(1, steps + 1):
-        for k, g in grad(p).items():
-            m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g * g
-            u = m[k] / (1 - 0.9**t) / ((v[k] / (1 - 0.999**t)).sqrt() + 1e-8)
-            p[k] = (1 - decay) * p[k] - lr * rates[k] * u  # a share a step, whatever the rate
-    return p
+    return adamw(p, grad, lambda k: lr * rates[k], lambda k: 1 - decay, steps)  # a share a step, whatever the rate
