@@ -45,16 +45,12 @@ UPDATE = '''"""{name}: say in one line what it is."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn, optim
-
-from . import NOTHING, About, update
-from .algebra import Adam, Rsvd, Side, Sub, matrices
+from . import update
+from .algebra import Adam, MatrixUpdate, Rsvd, Side, Sub
 
 
 @update(paper="arXiv:0000.00000")
-class {name}:
+class {name}(MatrixUpdate):
     """P = leading singular vectors of G, W <- W - lr P Adam(Pᵀ G). Embeddings, the head, vectors: AdamW.
 
     Source: authors and year, and the section with the formula. Trap: what a reader of the paper gets wrong.
@@ -62,16 +58,10 @@ class {name}:
 
     r: int | float = 0.25
     every: int = 200
+    weight_decay: float = 0.0
 
     def rule(self) -> Sub:
         return Sub(Side(self.r, Rsvd()), Adam(), every=self.every)
-
-    def floats(self, m: int, n: int) -> int:
-        """Numbers of optimiser state for an m x n matrix."""
-        return self.rule().floats(m, n)
-
-    def optimizer(self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any) -> optim.Optimizer:
-        return matrices(self.rule(), named, lr, about, **kw)
 '''
 
 INIT = '''"""{name}: say in one line what it is."""
