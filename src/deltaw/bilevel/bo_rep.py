@@ -129,11 +129,9 @@ class BoRep:
 
 
 def norm(tensors: Any) -> float:
-    return float(
-        torch.stack(
-            [torch.linalg.vector_norm(t.detach().float() if t.dtype.itemsize < 4 else t.detach()) for t in tensors]
-        ).norm()
-    )
+    """Of all of them together, in float32 at least."""
+    wide = (t.detach().to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
+    return float(torch.stack([torch.linalg.vector_norm(t) for t in wide]).norm())
 
 
 def second(grads: tuple[Tensor, ...], z: list[Tensor], of: list[Tensor], keep: bool = False) -> list[Tensor]:

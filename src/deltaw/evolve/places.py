@@ -136,6 +136,7 @@ def thin(site: Site, entry: Entry, moved: dict[str, Tensor]) -> tuple[Tensor, Te
 
 
 def own_places(model: nn.Module, targets: Targets, exclude: Targets, vectors: bool) -> list[Place]:
+    """The layers of a model whose own weights are evolved, and its norms if `vectors`; a tied weight is refused."""
     if ATTRIBUTE in model.__dict__:
         raise SpecError("an adapter is attached to this model: evolve the adapter itself, or detach it")
     places: list[Place] = [OwnWeight(s, vectors) for s in find(model, targets, exclude)]
@@ -161,6 +162,7 @@ def _has_norm(model: nn.Module) -> bool:
 
 
 def adapter_places(adapted: Adapted) -> list[Place]:
+    """The sites of the one adapter that is attached; tensors that sites share are refused."""
     trained, shared = adapted.trainable(), adapted._attached()
     if len(shared.adapters) > 1:
         raise SpecError(

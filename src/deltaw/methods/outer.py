@@ -155,5 +155,6 @@ def parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def flat(tensors: Any) -> Tensor:
+    """One vector of all their numbers, in float32 at least."""
     wide = [t.detach().to(torch.promote_types(t.dtype, torch.float32)).reshape(-1) for t in tensors]
     return torch.cat(wide)

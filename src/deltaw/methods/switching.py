@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .update.algebra.pair import OTHER
 
 
 def bounds(m: int, n: int, r: int, s: float) -> tuple[float, float]:
@@ -27,8 +30,30 @@ def pools(view: Any) -> dict[str, Tensor]:
     return {name: t.to(A.dtype) for name, t in drawn.items()}
 
 
-def switch(view: Any, name: str, i: Tensor, taken: Tensor) -> None:
-    """Rows i of A, or columns i of B, against rows `taken` of their pool; s B A stays the same by what is folded."""
+def due(view: Any, every: int, decay: int) -> int:
+    """How many vectors of each factor are switched in this step: r / every 0.3^((t + 1) / decay) on average, as long as there are
+    spare ones and vectors that do not rest."""
+    r, spare = len(view.p.A), len(view.s["pool.A"])
+    c = r / every * 0.3 ** ((view.step + 1) / decay)
+    c = math.floor(c + 0.5 + 0.5 * float(view.draw("count").uniform((1,), 1.0)))
+    return max(min(c, r // 2 - int((view.s["rest.A"] > 0).sum()), spare), 0)
+
+
+def switch(view: Any, c: int, rest: int) -> None:
+    """The next c rows of A and columns of B against the front of their pools; their partners rest from now on."""
+    if not c:
+        return
+    r, spare, turn = len(view.p.A), len(view.s["pool.A"]), torch.arange(c)
+    taken, slot = (view.s["head"].cpu() + turn) % spare, int(view.s["slot"])
+    for name, first in (("A", slot), ("B", slot + r // 2)):
+        i = (first + turn) % r
+        _exchange(view, name, i, taken)
+        view.s[f"rest.{OTHER[name]}"][i.to(view.s["rest.A"].device)] = rest
+    view.s["head"], view.s["slot"] = (view.s["head"] + c) % spare, (view.s["slot"] + c) % r
+
+
+def _exchange(view: Any, name: str, i: Tensor, taken: Tensor) -> None:
+    """Rows i of A, or columns i of B, against rows `taken` of their pool; W' stays the same by what is folded."""
     B, A, s = view.factors()
     t, partner = (A, B) if name == "A" else (B.mT, A.mT)
     pool, i = view.s[f"pool.{name}"], i.to(t.device)

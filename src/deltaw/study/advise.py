@@ -227,6 +227,7 @@ def prepared(
 
 
 def score(model: nn.Module, data: Data, batch: int) -> float:
+    """Mean loss over the labels of the rows that the probe does not learn from."""
     from ..train.encode import Encoded
     from ..train.engine import held_out
 

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 
 class Init(Protocol):
+    """See the module."""
+
     key: ClassVar[str]
     shifts: ClassVar[bool]
     needs: ClassVar[frozenset[str]]
@@ -119,5 +121,6 @@ def _numbers(like: Tensor) -> Tensor:
 
 
 def innermost(method: Method) -> Method:
+    """What all wrappers are around."""
     inner = [v for f in fields(method) if isinstance(v := getattr(method, f.name), Method)]  # type: ignore[arg-type]
     return innermost(inner[0]) if inner else method

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 
 from ...errors import SpecError
 from ..restarts import restarted
-from ..switching import hold, pools, switch
-from ..update.algebra.pair import OTHER
+from ..switching import due, hold, pools, switch
 from . import Rule, rule
 
 
@@ -44,18 +42,7 @@ class SwitchLoRA(Rule):
 
     def before_all(self, views: list[Any]) -> None:
         for view in restarted(views, "switchlora"):
-            r, spare = len(view.p.A), len(view.s["pool.A"])
-            c = r / self.every * 0.3 ** ((view.step + 1) / self.decay)
-            c = math.floor(c + 0.5 + 0.5 * float(view.draw("count").uniform((1,), 1.0)))
-            c = min(c, r // 2 - int((view.s["rest.A"] > 0).sum()), spare)
-            if c > 0:
-                turn = torch.arange(c)
-                taken, slot = (view.s["head"].cpu() + turn) % spare, int(view.s["slot"])
-                for name, first in (("A", slot), ("B", slot + r // 2)):
-                    i = (first + turn) % r
-                    switch(view, name, i, taken)
-                    view.s[f"rest.{OTHER[name]}"][i.to(view.s["rest.A"].device)] = self.rest
-                view.s["head"], view.s["slot"] = (view.s["head"] + c) % spare, (view.s["slot"] + c) % r
+            switch(view, due(view, self.every, self.decay), self.rest)
             for name, axis in (("A", 0), ("B", 1)):  # a rest of full length has just begun
                 rest = view.s[f"rest.{name}"]
                 hold(view, name, axis, rest == self.rest, rest > 0)

@@ -15,6 +15,7 @@ from ..rules.lora_ggpo import RowNoise
 
 
 def drawn(start: Start, shape: tuple[int, ...]) -> Tensor:
+    """A first key for the noise."""
     return (start.uniform(shape, 1.0) * 2.0**52).to(int64)
 
 

@@ -18,6 +18,8 @@ from .draw import Draw
 
 
 class Basis(Protocol):
+    """See the module."""
+
     def __call__(self, M: Tensor, k: int, old: Tensor | None, draw: Draw) -> Tensor: ...
 
 

@@ -17,6 +17,8 @@ Movement = Callable[[Tensor], Tensor]
 
 
 class Carry:
+    """A rule for the inner state of one matrix at a refresh of its frame; `s` is changed in place."""
+
     def fits(self, inner: Inner) -> None:
         """SpecError where the two do not go together."""
 

@@ -21,6 +21,8 @@ Numbers = dict[str, Tensor]
 
 
 class Inner:
+    """See the module. `s` is the state of one tensor, made at the first call and changed in place."""
+
     first: ClassVar[tuple[str, ...]] = ()
     second: ClassVar[tuple[str, ...]] = ()
     elementwise: ClassVar[bool] = True  # the second moments have a number for each coordinate

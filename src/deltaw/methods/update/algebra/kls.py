@@ -68,6 +68,8 @@ class OnS(Rule):
 
 
 class KlsOptimizer(SubOptimizer):
+    """A SubOptimizer whose whole step is two of its own: see `step`."""
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """closure (zero the gradients, forward, backward, return the loss): a whole step, two evaluations of it; the loss
         of the first. Without one: the next half, with the gradients that are there."""

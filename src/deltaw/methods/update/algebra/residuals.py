@@ -31,6 +31,8 @@ class Seen:
 
 
 class Residual:
+    """What is added to a direction for the part of the gradient outside the frame; nothing of its own is kept by default."""
+
     wants_lost: ClassVar[bool] = False  # asks for `lost` when the frame moves
 
     def fits(self, frame: Frame) -> None:

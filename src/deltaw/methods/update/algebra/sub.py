@@ -18,6 +18,8 @@ from .residuals import Drop, Residual, Seen
 
 
 class Finish(Protocol):
+    """The whole direction D and the weight -> what is subtracted, over lr."""
+
     def __call__(self, D: Tensor, W: Tensor) -> Tensor: ...
 
 
