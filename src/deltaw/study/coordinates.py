@@ -15,6 +15,7 @@ from ..errors import SpecError
 from ..optimize import optimizer
 from ..parametrise import mup, umup
 from ..report.panels import panels
+from ..sites.find import output_head
 
 Make = Callable[[int], nn.Module]
 STANDARD, MUP, UMUP = "standard", "mup", "umup"
@@ -92,7 +93,7 @@ def coordinates(
     make: a fresh model, drawn by torch's generator, which is seeded here. loss: runs the model on the batch, the same for every width.
     base: the width whose standard parametrisation muP keeps (the smallest by default). lr: one rate, or one for each parametrisation.
     layers: which modules to look at, by name and module; by default those without children. progress(models done, all of them). Right is what is flat in width, or
-    falls; what grows will need a smaller rate at every larger width. Heads of muP start at zero here: drawn ones fall like 1 / sqrt(width)
+    falls; what grows will need a smaller rate at every larger width. Heads of muP start at zero here, where they are not tied to a table: drawn ones fall like 1 / sqrt(width)
     before they have learnt anything, by intent. Source: Yang et al. 2022, appendix D.1. Trap: with a rate that is too small nothing grows, whatever the parametrisation.
     """
     if len(set(widths)) < 2:
@@ -115,7 +116,7 @@ def coordinates(
                             model,
                             make(base),
                             delta=make(widest if widest != base else 2 * base),
-                            zero_readout=True,
+                            zero_readout=not _tied(model),  # a table cannot start at zero
                             inner=inner,
                         )
                     elif which == UMUP:
@@ -129,6 +130,11 @@ def coordinates(
                     if progress is not None:
                         progress(done, total)
     return Coordinates(rows, rates)
+
+
+def _tied(model: nn.Module) -> bool:
+    head = output_head(model)
+    return head is not None and any(isinstance(m, nn.Embedding) and m.weight is getattr(head, "weight", None) for m in model.modules())
 
 
 def _sizes(model: nn.Module, optimizer: Any, loss: Any, steps: int, chosen: Any) -> list[dict[str, float]]:
