@@ -39,6 +39,14 @@ def test_what_is_no_update_and_no_init_is_named():
             deltaw.optimizer(nn.Linear(2, 2), wrong)
     with pytest.raises(SpecError, match=r"write PiSSA\(\)"):
         Plan("lora", init=INITS["pissa"])
+    with pytest.raises(SpecError, match="shrink needs tensor and by: {'key': 'shrink', 'tensor': ..., 'by': ...}"):
+        Plan("lora", rules="shrink")
+    model = tiny()
+    adapted = deltaw.attach(model, Plan(LoRA(2), rules="sst"))  # a rule for another method
+    optimizer = adapted.optimizer(1e-3)
+    model(X).square().mean().backward()
+    with pytest.raises(SpecError, match="no tensor 'S' at this site; it has A, B"):
+        optimizer.step()
     with pytest.raises(SpecError, match="no method 'galore', which is an update"):
         Plan("galore")
     with pytest.raises(SpecError, match="no init 'relora', which is a rule"):
