@@ -177,6 +177,7 @@ def test_previewed_optimiser_bytes_are_those_of_the_update_rule(method, update):
     optimizer = adapted.optimizer(1e-3)
     model(torch.arange(9).view(3, 3)).square().mean().backward()
     optimizer.step()
+    assert ("layers.0.mlp.up_proj", (16, 8)) in [(r["name"], tuple(r["shape"])) for r in seen.rows] and seen.activation_bytes > 0
     assert seen.optimizer_bytes == 4 * sum(state_floats(optimizer, p) for p in adapted.trainable().values())
 
 

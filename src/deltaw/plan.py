@@ -22,9 +22,9 @@ def one_of(registry: Registry[Any], value: Any, does: str) -> Any:
     """An update rule or an init, from its key, its configuration or itself."""
     value = from_config(value, registry)
     if isinstance(value, type) or not hasattr(value, does):
+        again = f": write {value.__name__}()" if isinstance(value, type) and hasattr(value, does) else ""
         raise SpecError(
-            f"{registry.what}: a key, a configuration {{'key': KEY, ...}} or an object was expected (known: {', '.join(registry)}); "
-            f"found {value!r}" + (f": write {value.__name__}()" if isinstance(value, type) and hasattr(value, does) else "")
+            f"{registry.what}: found {value!r}{again}; a key, a configuration {{'key': KEY, ...}} or an object was expected (known: {', '.join(registry)})"
         )
     return value
 
@@ -265,10 +265,11 @@ def preview(model: nn.Module, plan: Plan, tokens: int = 1024) -> Preview:
         trainable += own
         state += _state(plan.update, shapes, a.site.kind == "embedding")
         leaf = a.site.leaf().op
-        n = leaf.shape[1] if a.site.kind not in ("embedding", "module", "prefix") else 0
+        shape = max(shapes.values(), key=math.prod, default=(0,)) if a.site.kind == "module" else tuple(a.site.shape)
+        n = 0 if a.site.kind in ("embedding", "prefix") else shape[-1] if a.site.kind == "module" else leaf.shape[1]
         activation += tokens * n * leaf.like.element_size()
         rows.append(
-            {"name": a.site.name, "method": a.method.key, "kind": a.site.kind, "shape": a.site.shape, "trainable": own,
+            {"name": a.site.name, "method": a.method.key, "kind": a.site.kind, "shape": shape, "trainable": own,
              "tied_to": a.shares}
         )  # fmt: skip
     for size, train in shared.values():
