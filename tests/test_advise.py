@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 
 import pytest
 
@@ -18,6 +19,7 @@ from deltaw.methods import LoRA
 from deltaw.study import advise as module
 from deltaw.study.advise import Data, advise, ladder, prepared
 from deltaw.testing.laws.base import base_state, digest
+from deltaw.train import Recipe
 
 
 def value(found, what):
@@ -118,4 +120,9 @@ def test_the_command(tmp_path, capfd):
     assert main(words) == 0
     out = capfd.readouterr().out
     assert "carried rate" in out and "probe: rate" in out and "plan.method.r=2" in out
+    recipe = Recipe.of({"plan": "lora"}, shlex.split(out.splitlines()[-1])[2:])  # what it says at the end is a command
+    assert recipe.data.path == rows and recipe.model == str(tmp_path / "base") and recipe.the_plan().method.r == 2
+    assert main(["advise", str(tmp_path / "base"), "--targets", "q_proj,down_proj"]) == 0
+    recipe = Recipe.of({"plan": "lora"}, shlex.split(capfd.readouterr().out.splitlines()[-1])[2:])
+    assert recipe.the_plan().targets == ("q_proj", "down_proj")
     assert main(["advise", str(tmp_path / "base"), "--method", "lorra"]) == 2

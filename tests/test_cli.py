@@ -222,12 +222,21 @@ def test_new_writes_one_file_that_passes(tmp_path):
     assert doctest.returncode == 0
     again = call("new", "my_method")
     assert again.returncode == 2 and "already" in again.stderr
+    for axis in AXES:  # one name in three axes
+        made = call("new", "my_method", "--axis", axis)
+        assert made.returncode == 0 and f"check {axis}/my_method" in made.stdout, made.stderr
+        assert (tmp_path / f"deltaw/methods/{axis}/my_method.py").is_file()
+    code = "import sys; from deltaw.cli import main; sys.exit(max(main(['check', f'{a}/my_method']) for a in sys.argv[1:]))"
+    checked = subprocess.run([sys.executable, "-c", code, *AXES], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert checked.returncode == 0 and checked.stdout.count("lawful") == len(AXES), checked.stdout + checked.stderr
 
 
 def test_new_refuses_what_is_no_key(cli):
     assert "already" in cli("new", "lora")[2]
     assert "key" in cli("new", "../evil")[2]
     assert "--class" in cli("new", "unheard_of", "--class", "LoRA")[2]
+    assert "an update 'galore' already" in cli("new", "galore", "--axis", "update")[2]
+    assert "nearest: update" in cli("new", "unheard_of", "--axis", "updat")[2]
 
 
 # ---- a model, a run, an adapter
@@ -254,6 +263,8 @@ def test_train_leaves_a_run(place, js):
     run = place / "run"
     assert {"recipe.yaml", "metrics.jsonl", "adapter"} <= {p.name for p in run.iterdir()}
     facts = js("train", place / "recipe.yaml", f"out={place / 'second'}", "train.steps=1")
+    words = (f"model={place / 'base'}", f"data.path={place / 'rows.jsonl'}", f"out={place / 'third'}", "train.steps=1", "plan.method.r=2")
+    assert js("train", *words)["adapter"]["sites"] == 14, "without a recipe: LoRA on every linear layer"
     assert facts["adapter_dir"] == str(place / "second" / "adapter") and Path(facts["adapter_dir"]).is_dir()
     assert facts["adapter"]["method"] == "lora" and facts["train_seconds"] > 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,17 +69,23 @@ def test_files_named_in_decisions_exist():
             assert (ROOT / "src" / "deltaw" / inside).exists(), f"{path.name}: {name}"
 
 
-def test_the_readme_example_is_short_and_runs(tmp_path):
-    """Ten lines or so, on the real model."""
-    (example,) = blocks(ROOT / "README.md", "python")
-    assert len([line for line in example.splitlines() if line.strip()]) <= 13
+EXAMPLES = {"training": ("Adapted('default': LoRA", "my-adapter/adapter_config.json"), "movement": ("SubOptimizer", None)}
+
+
+@pytest.mark.parametrize("number, name", list(enumerate(EXAMPLES)), ids=list(EXAMPLES))
+def test_the_readme_examples_are_short_and_run(number, name, tmp_path):
+    """Ten lines or so each, on the real model."""
+    examples = blocks(ROOT / "README.md", "python")
+    assert len(examples) == len(EXAMPLES)
+    assert len([line for line in examples[number].splitlines() if line.strip()]) <= 15
     env = {**os.environ, "PYTHONPATH": str(Path(deltaw.__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=600
+        [sys.executable, "-c", examples[number]], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=600
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Adapted('default': LoRA" in done.stdout
-    assert (tmp_path / "my-adapter" / "adapter_config.json").is_file()
+    said, left = EXAMPLES[name]
+    assert said in done.stdout
+    assert left is None or (tmp_path / left).is_file()
 
 
 def test_the_commands_of_the_readme_exist(capsys):
@@ -93,11 +100,33 @@ def test_the_commands_of_the_readme_exist(capsys):
 
 
 def test_the_worked_example_is_the_code():
-    """CONTRIBUTING shows lines of asym.py: they are there."""
-    (shown,) = blocks(ROOT / "CONTRIBUTING.md", "python")
+    """CONTRIBUTING shows lines of asym.py first: they are there."""
+    shown = blocks(ROOT / "CONTRIBUTING.md", "python")[0]
     source = " ".join((ROOT / "src/deltaw/methods/structure/asym.py").read_text().split())
     for line in shown.splitlines():
         assert " ".join(line.split()) in source, line
+
+
+def test_the_complete_examples_are_verified(tmp_path):
+    """CONTRIBUTING shows whole files, under their paths: in a copy of the package each is found and agrees with its closed form."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = dict(re.findall(r"^`((?:methods|testing)/[\w/]+\.py)`.*:\n\n```python\n(.*?)```", text, re.M | re.S))
+    examples = [Path(name) for name in files if name.startswith("methods/")]
+    assert [p.parent.name for p in examples] == ["update", "init", "rules"]
+    assert {f"testing/closed/{p.parent.name}/{p.name}" for p in examples} == {n for n in files if n.startswith("testing/")}
+    assert len(blocks(ROOT / "CONTRIBUTING.md", "python")) == 1 + len(files)
+    home = Path(deltaw.__file__).parent
+    shutil.copytree(home, tmp_path / "deltaw", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, source in files.items():
+        assert not (home / name).exists() and len(source.splitlines()) <= 45, name
+        (tmp_path / "deltaw" / name).write_text(source)
+    code = "import sys; from deltaw.cli import main; sys.exit(max(main(['check', word]) for word in sys.argv[1:]))"
+    words = [f"{p.parent.name}/{p.stem}" for p in examples]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in words:
+        assert re.search(rf"^{word} +verified", done.stdout, re.M), done.stdout
 
 
 def test_constraints_pin_the_cpu_build():

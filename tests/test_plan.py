@@ -48,6 +48,10 @@ def test_all_linear_leaves_the_output_head_out():
     assert len(found) == 48 and "lm_head" not in found and "embed" not in found
 
 
+def test_all_linear_is_also_a_place_for_whole_modules():
+    assert names(deltaw.Plan("full")) == names(deltaw.Plan("lora"))
+
+
 def test_suffixes_match_whole_components():
     assert len(names(deltaw.Plan("lora", targets=["q_proj", "mlp.down_proj"]))) == 24
     assert names(deltaw.Plan("lora", targets=["layers.1.q_proj"])) == ["layers.1.q_proj"]  # not layers.11
@@ -156,6 +160,25 @@ def test_preview_counts_what_attach_makes_and_touches_nothing():
     assert seen.optimizer_bytes == 8 * seen.trainable and seen.activation_bytes > 0
     assert json.loads(json.dumps(seen.to_dict()))["trainable"] == seen.trainable
     assert "trainable parameters" in str(seen)
+
+
+@pytest.mark.parametrize("method", ["full", LoRA(r=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("update", ["adamw", {"key": "galore", "r": 4}, {"key": "frugal", "density": 0.5}, "lora_pro"], ids=str)
+def test_previewed_optimiser_bytes_are_those_of_the_update_rule(method, update):
+    from deltaw.testing.updates import state_floats
+
+    model, plan = Net(1), deltaw.Plan(method, update=update)
+    seen = deltaw.preview(model, plan)
+    adapted = deltaw.attach(model, plan)
+    if update == "lora_pro" and method == "full":
+        with pytest.raises(SpecError):  # it moves A and B together
+            adapted.optimizer(1e-3)
+        return
+    optimizer = adapted.optimizer(1e-3)
+    model(torch.arange(9).view(3, 3)).square().mean().backward()
+    optimizer.step()
+    assert ("layers.0.mlp.up_proj", (16, 8)) in [(r["name"], tuple(r["shape"])) for r in seen.rows] and seen.activation_bytes > 0
+    assert seen.optimizer_bytes == 4 * sum(state_floats(optimizer, p) for p in adapted.trainable().values())
 
 
 def test_nothing_is_attached_when_a_plan_fails_halfway():

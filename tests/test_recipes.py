@@ -29,6 +29,23 @@ def test_every_recipe_is_one(path):
     assert recipe.the_plan().method.key and recipe.out.startswith(f"runs/{path.stem.partition('-')[0]}")
 
 
+@pytest.mark.parametrize("name, sizes", [("galore-full", ["plan.update.r=4"]), ("lora-ga", ["plan.method.r=4", "plan.update=lora_plus"])])
+def test_weights_and_starts_train_as_the_recipe_says(name, sizes, tmp_path):
+    from train_kit import jsonl, pairs, tiny_model, tiny_tokenizer
+
+    from deltaw.train import run
+
+    rows = jsonl(tmp_path / "rows.jsonl", pairs())
+    small = [f"data.path={rows}", f"out={tmp_path / 'run'}", "train.steps=6", "train.lr=1e-2", "train.log_every=1", "train.probe_batches=2"]
+    done = run(
+        str(Path(__file__).parents[1] / "recipes" / f"{name}.yaml"), small + sizes, model=tiny_model(), tokenizer=tiny_tokenizer(),
+        progress=False,
+    )  # fmt: skip
+    assert len(done.adapted.assignments) == 14 and done.metrics["eval_loss"] > 0
+    assert all(t.isfinite().all() for t in done.adapted.state().values())
+    assert (name == "lora-ga") == any(k.endswith("offset.B") for k in done.adapted.state())
+
+
 # ---- which layers: real architectures, without data
 
 

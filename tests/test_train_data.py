@@ -51,6 +51,9 @@ def test_overrides_reach_every_level_and_the_saved_recipe_is_the_same_recipe(tmp
     assert r.the_plan().targets == ("q_proj",)
     r.save(tmp_path / "again.yaml")
     assert Recipe.of(tmp_path / "again.yaml") == r
+    moved = ["plan.init=pissa", "plan.init.niter=4", "plan.update=galore", "plan.update.r=3", "plan.rules=relora", "plan.rules.every=80"]
+    found = Recipe.of(source, moved).the_plan()
+    assert (found.init.niter, found.update.r, [r.every for r in found.rules]) == (4, 3, [80])
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,10 @@ def test_yaml_traps(tmp_path):
         Recipe.of({}, ["train.lr"])
     with pytest.raises(SpecError, match="not a section"):
         Recipe.of({"out": "x"}, ["out.lr=1"])
+    with pytest.raises(SpecError, match="a list is given whole"):
+        Recipe.of({"plan": {"method": "lora", "rules": ["relora"]}}, ["plan.rules.every=3"])
+    with pytest.raises(SpecError, match="which update"):
+        Recipe.of({"plan": "lora"}, ["plan.update.r=3"])
     assert "train.packing" in set(keys())
 
 
@@ -95,7 +102,8 @@ def test_yaml_traps(tmp_path):
     "file", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_the_recipes_that_are_shipped_are_valid(file):
-    assert Recipe.of(file, ["train.lr=1e-4", "plan.method.r=4"] if "dora" not in file.stem else ["plan.update.ratio=8"])
+    own = {"dora-bfloat16": "plan.update.ratio=8", "galore-full": "plan.update.r=4"}
+    assert Recipe.of(file, ["train.lr=1e-4", own.get(file.stem, "plan.method.r=4")])
 
 
 # ---- rows

@@ -258,6 +258,11 @@ def test_the_check_draws_itself(check, tmp_path):
     assert svg.startswith("<svg") and svg.count('class="curve"') == 3 * 5 - 1 and "mean |activation| of head" in svg
     data = json.loads(json.dumps(check.to_dict()))
     assert set(data["slopes"]) == {"standard", "mup", "umup"} and len(data["rows"]) == 3 * 4 * 5 * len(check.layers)
+    tied = coordinates(lambda w: made(w, tied=True), (16, 32), loss, steps=1, seeds=(0,))
+    assert tied.layers == check.layers, "a head that is a table does not start at zero, and is measured all the same"
+    told: list[tuple[int, int]] = []
+    coordinates(lambda w: Net(w), (16, 32), loss, steps=1, seeds=(0,), progress=lambda *t: told.append(t))
+    assert told == [(k, 4) for k in (1, 2, 3, 4)]
     with pytest.raises(SpecError, match="two widths"):
         coordinates(lambda w: Net(w), (16,), loss)
     with pytest.raises(SpecError, match="'sp'"):
@@ -285,6 +290,7 @@ def test_the_command(tmp_path, capfd):
     assert data["lr"] == {"standard": 0.01, "mup": 0.01, "umup": 1.0} and "lm_head" in data["slopes"]["mup"]
     assert "lm_head" in (tmp_path / "c.svg").read_text()
     assert main([*words, "--lr", "1,2"]) == 2 and main(["coordinates", "--widths", "a"]) == 2
+    assert main([*words, "--lr", "1,b,2"]) == 2 and "rates are written" in capfd.readouterr().err
 
 
 def test_a_model_at_another_width():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,32 @@ def test_the_trainer_of_transformers_takes_it(tmp_path):
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses[-1] < losses[0] and all(not torch.equal(t, before[k]) for k, t in model.state_dict().items())
+
+
+def test_the_trainer_of_transformers_steps_inside_backward(tmp_path):
+    """The same weights as its own steps make, and never a gradient left over."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    left: list[str] = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            left.extend(k for k, p in model.named_parameters() if p.grad is not None)
+
+    def go(inside: bool) -> dict[str, torch.Tensor]:
+        model, rows = tiny_model(), [{"input_ids": torch.arange(k, k + 12), "labels": torch.arange(k, k + 12)} for k in range(24)]
+        optimizer: Any = deltaw.optimizer(model, GALORE, 1e-2)
+        args = TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=4, max_grad_norm=0.0,
+            report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True, warmup_steps=2,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=args, train_dataset=rows, optimizers=(optimizer, None), callbacks=[Look()] * inside)
+        with optimizer.in_backward(2) if inside else contextlib.nullcontext():
+            trainer.train()
+        return dict(model.state_dict())
+
+    own, inside = go(False), go(True)
+    assert not left and all(torch.equal(own[k], inside[k]) for k in own)
 
 
 def test_embeddings_heads_and_vectors_are_moved_by_adamw():

@@ -73,7 +73,9 @@ class Adapted:
         return {k: v for k, v in self.state().items() if isinstance(v, nn.Parameter) and v.requires_grad}
 
     def optimizer(self, lr: float, **kw: Any) -> torch.optim.Optimizer:
-        """The plan's update rule over the trained tensors, keyed by name, with the rules of method and plan installed."""
+        """The plan's update rule over the trained tensors, keyed by name, with the rules of method and plan installed.
+
+        kw goes to the rule's optimiser (weight_decay). Make it before the first forward."""
         tables = {a.site.name for a in self.assignments if a.site.kind == "embedding"}
         trained = self.trainable()
         lookups = frozenset(k for k in trained if k.rpartition(".")[0] in tables)

@@ -9,23 +9,26 @@ from torch import nn
 
 from .errors import SpecError
 from .methods.update import UPDATES, About
-from .spec import from_config
+from .plan import one_of
 
 
 def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: Any) -> torch.optim.Optimizer:
     """A torch optimiser over every parameter of `model` that requires a gradient, in place.
 
-    update: a rule (`GaLore(r=0.25)`), its key, or its configuration. Matrices move by the rule, embeddings, the output head and
-    everything else by AdamW, where the rule is one for matrices. kw goes to the rule's optimiser (weight_decay, seed).
-    Its `in_backward()` steps inside the backward pass, so that the model's gradients never exist together.
+    update: a rule (`deltaw.methods.update.GaLore(r=0.25)`), its key, or its configuration ({"key": "galore", "r": 0.25}); `deltaw methods
+    --axis update` lists them. Matrices move by the rule, embeddings, the output head and everything else by AdamW, where the rule
+    is one for matrices. kw goes to the rule's optimiser (weight_decay, seed). `with optimizer.in_backward(micro_batches):` around the
+    loop makes the steps inside the backward pass, so that the model's gradients never exist together. transformers:
+    Trainer(..., optimizers=(optimizer, None)). Trap: a rate belongs to its rule. SpecError where every weight is frozen.
     """
+    update = one_of(UPDATES, update, "optimizer")
     named = {k: p for k, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise SpecError("no parameter of this model requires a gradient: an adapter is attached, or it was frozen")
     tables = [f"{k}.weight" for k, m in model.named_modules() if isinstance(m, nn.Embedding)]
     head = getattr(model, "get_output_embeddings", lambda: None)()
     tables += [k for k, p in named.items() if head is not None and p is getattr(head, "weight", None)]
-    made: torch.optim.Optimizer = from_config(update, UPDATES).optimizer(
+    made: torch.optim.Optimizer = update.optimizer(
         named, lr, about=About(frozenset(tables)), **kw
     )
     return made

@@ -15,7 +15,18 @@ from .ops import Eye
 from .sites import Site, find, leaf_site
 from .sites.find import ALL_LINEAR, Candidates, _pick, matches
 from .sites.module import ModuleSite
-from .spec import METHODS, RULES, Method, Param, change, from_config, to_config
+from .spec import METHODS, RULES, Method, Param, Registry, change, from_config, to_config
+
+
+def one_of(registry: Registry[Any], value: Any, does: str) -> Any:
+    """An update rule or an init, from its key, its configuration or itself."""
+    value = from_config(value, registry)
+    if isinstance(value, type) or not hasattr(value, does):
+        again = f": write {value.__name__}()" if isinstance(value, type) and hasattr(value, does) else ""
+        raise SpecError(
+            f"{registry.what}: found {value!r}{again}; a key, a configuration {{'key': KEY, ...}} or an object was expected (known: {', '.join(registry)})"
+        )
+    return value
 
 
 @dataclass
@@ -40,8 +51,9 @@ class Plan:
     method: a Method, or its key for all defaults. targets: a list of module-name suffixes, one regular expression for
     whole names, or "all-linear". exclude: the same language. overrides: {pattern: {field: value} | Method | None}, the
     first pattern that fits a name wins; None leaves the site out (PEFT's rank_pattern is {pattern: {"r": ...}}).
-    layers: layer numbers to keep. init, update: keys or objects. rules: what happens between optimiser steps, besides what
-    the method itself asks for. train_modules: modules trained in full (heads).
+    layers: layer numbers to keep. init, update: keys, configurations ({"key": "galore", "r": 0.25}) or objects
+    (`deltaw.methods.update.GaLore(r=0.25)`). rules: what happens between optimiser steps, one or a list, besides what
+    the method itself asks for. `deltaw methods --axis init` (update, rules) lists them. train_modules: modules trained in full (heads).
     token_rows: {embedding name: token ids} trained as single rows. tie: one delta for both ends of a tied weight.
     Every name and pattern must match something; `resolve` raises TargetError otherwise.
     """
@@ -64,8 +76,9 @@ class Plan:
         put(self, "method", from_config(self.method))
         if not isinstance(self.method, Method):
             raise SpecError(f"Plan.method must be a method such as LoRA(r=8) or its key; found {self.method!r}")
-        put(self, "init", from_config(self.init, INITS))
-        put(self, "update", from_config(self.update, UPDATES))
+        if self.init is not None:
+            put(self, "init", one_of(INITS, self.init, "fill"))
+        put(self, "update", one_of(UPDATES, self.update, "optimizer"))
         rules = self.rules if isinstance(self.rules, (list, tuple)) else (self.rules,)
         put(self, "rules", tuple(from_config(r, RULES) for r in rules))
         if bad := [r for r in self.rules if getattr(r, "key", None) not in RULES]:
@@ -227,14 +240,15 @@ class Preview:
 def preview(model: nn.Module, plan: Plan, tokens: int = 1024) -> Preview:
     """Resolve a plan and add it up; the model is not touched.
 
-    Optimiser bytes: two float32 moments per trainable number. Activation bytes: the input that each site must keep for
+    Optimiser bytes: what the update rule states of a matrix, two moments per trainable number otherwise, in float32 (codes of
+    8-bit moments are not counted). Activation bytes: the input that each site must keep for
     the gradient of its right-most factor, once for sites that read the same input shape in the same block.
     """
     rows: list[dict[str, Any]] = []
     shared: dict[tuple[str, str], tuple[int, bool]] = {}
-    activation = frozen = trainable = 0
+    activation = frozen = trainable = state = 0
     for a in plan.resolve(model):
-        own = 0
+        own, shapes = 0, dict[str, tuple[int, ...]]()
         if a.shares is None:
             for name, p in a.method.declare(a.site).items():
                 if not isinstance(p, Param):
@@ -245,20 +259,38 @@ def preview(model: nn.Module, plan: Plan, tokens: int = 1024) -> Preview:
                     shared[key] = (max(size, shared.get(key, (0, p.train))[0]), p.train)
                 elif p.train:
                     own += size
+                    shapes[name] = tuple(p.shape)
                 else:
                     frozen += size
         trainable += own
+        state += _state(plan.update, shapes, a.site.kind == "embedding")
         leaf = a.site.leaf().op
-        n = leaf.shape[1] if a.site.kind not in ("embedding", "module", "prefix") else 0
+        shape = max(shapes.values(), key=math.prod, default=(0,)) if a.site.kind == "module" else tuple(a.site.shape)
+        n = 0 if a.site.kind in ("embedding", "prefix") else shape[-1] if a.site.kind == "module" else leaf.shape[1]
         activation += tokens * n * leaf.like.element_size()
         rows.append(
-            {"name": a.site.name, "method": a.method.key, "kind": a.site.kind, "shape": a.site.shape, "trainable": own,
+            {"name": a.site.name, "method": a.method.key, "kind": a.site.kind, "shape": shape, "trainable": own,
              "tied_to": a.shares}
         )  # fmt: skip
     for size, train in shared.values():
-        trainable, frozen = trainable + size * train, frozen + size * (not train)
+        trainable, frozen, state = trainable + size * train, frozen + size * (not train), state + 2 * size * train
     base = sum(p.numel() for p in model.parameters())
-    return Preview(rows, trainable, frozen, base, 8 * trainable, activation, tokens)
+    return Preview(rows, trainable, frozen, base, 4 * state, activation, tokens)
+
+
+def _state(update: Any, shapes: dict[str, tuple[int, ...]], table: bool) -> int:
+    """Numbers of optimiser state for the trained tensors of one site. Tables and what is no matrix are AdamW's."""
+    stated, found = getattr(update, "floats", None), dict(shapes)
+    numbers = 0
+    if stated is not None and getattr(update, "pairs", False):
+        A, B = (found.get(k, ()) for k in "AB")
+        if len(A) == len(B) == 2 and A[0] == B[1]:
+            numbers += stated(B[0], A[1], A[0])
+            found = {k: v for k, v in found.items() if k not in ("A", "B")}
+    elif stated is not None and not table:
+        numbers += sum(stated(*v) for v in found.values() if len(v) == 2)
+        found = {k: v for k, v in found.items() if len(v) != 2}
+    return int(numbers + sum(2 * math.prod(v) for v in found.values()))
 
 
 def as_plan(plan: Plan | Method | str) -> Plan:

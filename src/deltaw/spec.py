@@ -39,6 +39,10 @@ else:
 T = TypeVar("T")
 
 
+class NoTensor(SpecError, AttributeError):
+    """A rule or an init asks for a tensor that the method at hand does not have."""
+
+
 class Tensors:
     """A site's tensors by name, as attributes: `p.A`, `p.B`. `p.training` is the module's mode."""
 
@@ -50,7 +54,7 @@ class Tensors:
             setattr(self, name, tensor)
 
     def __getattr__(self, name: str) -> Tensor:  # only reached when missing; typed so that `p.A` is a Tensor
-        raise AttributeError(f"no tensor '{name}' at this site; it has {', '.join(sorted(vars(self)))}")
+        raise NoTensor(f"no tensor '{name}' at this site; it has {', '.join(sorted(self.names()))}")
 
     def names(self) -> list[str]:
         return [k for k in vars(self) if k != "training"]
@@ -206,8 +210,11 @@ class Method:
 class Registry(Generic[T]):
     """Names to things, with an error that offers the nearest names. `home`: the package whose import fills it."""
 
+    every: ClassVar[list[Registry[Any]]] = []
+
     def __init__(self, what: str, home: str = ""):
         self.what, self.home, self._table = what, home, dict[str, T]()
+        Registry.every.append(self)
 
     @property
     def table(self) -> dict[str, T]:
@@ -217,8 +224,10 @@ class Registry(Generic[T]):
 
     def __getitem__(self, key: str) -> T:
         if key not in self.table:
+            others = [r.what for r in Registry.every if key in r._table]
+            which = "".join(f", which is {'an' if w[0] in 'aeiou' else 'a'} {w}" for w in others)
             raise SpecError(
-                f"no {self.what} '{key}'{nearest(key, self.table)} (known: {', '.join(sorted(self.table))})"
+                f"no {self.what} '{key}'{which}{nearest(key, self.table)} (known: {', '.join(sorted(self.table))})"
             )
         return self.table[key]
 
@@ -277,12 +286,12 @@ def from_config(config: Any, registry: Registry[Any] = METHODS) -> Any:
     """The inverse of `to_config`; a bare key means all defaults, and what is no configuration comes back as it is. Unknown
     fields are refused with the nearest names."""
     if isinstance(config, str):
-        return registry[config]()
+        return build(registry[config], {})
     if not isinstance(config, dict):
         return config
     rest = dict(config)
     if "key" not in rest:
-        raise SpecError(f"a {registry.what} is written {{'key': NAME, ...}}; found only {sorted(rest)}")
+        raise SpecError(f"which {registry.what}? It is written {{'key': NAME, ...}}; found only {', '.join(sorted(rest)) or 'nothing'}")
     cls = registry[rest.pop("key")]
     return build(cls, rest)
 
@@ -300,6 +309,9 @@ def build(cls: Any, values: dict[str, Any]) -> Any:
         if isinstance(value, dict) and "key" in value:
             value = from_config(value, getattr(cls, "registry", METHODS))
         ready[name] = _typed(cls.key, name, value, hints[name])
+    empty = (dataclasses.MISSING, dataclasses.MISSING)
+    if lacking := [n for n, f in fields.items() if n not in ready and (f.default, f.default_factory) == empty]:
+        raise SpecError(f"{cls.key} needs {' and '.join(lacking)}: {{'key': '{cls.key}', {', '.join(f'{n!r}: ...' for n in lacking)}}}")
     return cls(**ready)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -46,4 +47,6 @@ def run(
         return
     if found.probe:
         table(["rate", f"loss after {steps} steps"], [(r["lr"], r["loss"]) for r in found.probe])
-    say(f"\ndeltaw train ... {' '.join(found.overrides)}")
+    places = [] if where == "all-linear" else [f"plan.targets=[{','.join(where)}]" if isinstance(where, list) else f"plan.targets={where}"]
+    words = [f"model={source}", f"data.path={data or 'ROWS'}", *places, *found.overrides]
+    say(f"\ndeltaw train {shlex.join(words)}")

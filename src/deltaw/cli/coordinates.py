@@ -17,7 +17,7 @@ def run(
     ] = None,
     widths: Annotated[str, typer.Option(help="Sizes of the hidden state, in ascending order.")] = "32,64,128,256",
     parametrisations: Annotated[str, typer.Option(help="Of standard, mup, umup.")] = "standard,mup",
-    lr: Annotated[str, typer.Option(help="AdamW's rate: one, or one for each parametrisation.")] = "1e-2",
+    lr: Annotated[str, typer.Option(help="AdamW's rate: one, or one for each parametrisation (u-muP's are about 100 times larger).")] = "1e-2",
     steps: Annotated[int, typer.Option(help="Steps on one batch.")] = 4,
     seeds: Annotated[int, typer.Option(help="Fresh models for each width.")] = 2,
     layer: Annotated[str | None, typer.Option(help="The layer to draw; by default the last one.")] = None,
@@ -30,11 +30,12 @@ def run(
     from ..errors import SpecError
     from ..study.coordinates import coordinates
     from ..study.widths import at_width, drawn, tiny_config
+    from ..train.progress import choose
 
     sizes, names, rates = (
-        _ints(widths),
+        _numbers(widths, int, "widths are written 64,128,256"),
         [p.strip() for p in parametrisations.split(",")],
-        [float(v) for v in lr.split(",")],
+        _numbers(lr, float, "rates are written 1e-2 or 1e-2,1"),
     )
     if len(rates) not in (1, len(names)):
         raise SpecError(f"--lr takes one rate or one for each of {', '.join(names)}; found {len(rates)}")
@@ -44,10 +45,15 @@ def run(
     def loss(model: Any) -> Any:
         return model(input_ids=ids, labels=ids, use_cache=False).loss
 
-    found = coordinates(
-        lambda width: drawn(at_width(config, width)), sizes, loss, parametrisations=names, lr=dict(zip(names, rates * len(names))), steps=steps,
-        seeds=range(seeds),
-    )  # fmt: skip
+    show = choose(None)
+    show.begin(len(sizes) * len(names) * seeds, what="models")
+    try:
+        found = coordinates(
+            lambda width: drawn(at_width(config, width)), sizes, loss, parametrisations=names, lr=dict(zip(names, rates * len(names))),
+            steps=steps, seeds=range(seeds), progress=lambda done, _: show.step(done),
+        )  # fmt: skip
+    finally:
+        show.end()
     if layer is not None and layer not in found.layers:
         raise SpecError(f"no layer '{layer}' was seen; there are {', '.join(found.layers)}")
     if out is not None:
@@ -76,13 +82,13 @@ def run(
     )
 
 
-def _ints(text: str) -> list[int]:
+def _numbers(text: str, kind: Any, form: str) -> list[Any]:
     from ..errors import SpecError
 
     try:
-        return [int(v) for v in text.split(",")]
+        return [kind(v) for v in text.split(",")]
     except ValueError:
-        raise SpecError(f"widths are written 64,128,256; found '{text}'") from None
+        raise SpecError(f"{form}; found '{text}'") from None
 
 
 def _config(source: str) -> Any:

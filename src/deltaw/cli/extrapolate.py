@@ -68,6 +68,8 @@ def run(
     if "sites" in facts:
         columns = ("site", "rank1_share", "r2", "norm", "norm_last")
         table(["site", "rank-1 share", "R²", "|ΔW*|", "|ΔW| last"], [[s[c] for c in columns] for s in facts["sites"]])
+        if (median := sorted(s["r2"] for s in facts["sites"])[len(facts["sites"]) // 2]) < 0.5:
+            say(f"the scores say little about where the weights go (median R² {median:.2f}): take more checkpoints, smoother scores or a nearer target")
     say(f"{path}: LoRA of rank {made.rank} at {len(made.factors)} sites, from {len(found)} checkpoints")
 
 

@@ -1,4 +1,4 @@
-"""deltaw new: a method to start from."""
+"""deltaw new: a method, an update rule, an initialisation or a rule to start from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from .output import say
 
-TEMPLATE = '''"""{name}: say in one line what it is."""
+METHOD = '''"""{name}: say in one line what it is."""
 
 from __future__ import annotations
 
@@ -41,25 +41,103 @@ class {name}(Method):
 '''
 
 
+UPDATE = '''"""{name}: say in one line what it is."""
+
+from __future__ import annotations
+
+from . import update
+from .algebra import Adam, MatrixUpdate, Rsvd, Side, Sub
+
+
+@update(paper="arXiv:0000.00000")
+class {name}(MatrixUpdate):
+    """P = leading singular vectors of G, W <- W - lr P Adam(Pᵀ G). Embeddings, the head, vectors: AdamW.
+
+    Source: authors and year, and the section with the formula. Trap: what a reader of the paper gets wrong.
+    """
+
+    r: int | float = 0.25
+    every: int = 200
+    weight_decay: float = 0.0
+
+    def rule(self) -> Sub:
+        return Sub(Side(self.r, Rsvd()), Adam(), every=self.every)
+'''
+
+INIT = '''"""{name}: say in one line what it is."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...spec import Start, Tensors
+from . import init, two_factors
+
+
+@init(paper="arXiv:0000.00000")
+class {name}:
+    """A ~ N(0, 1 / n), B = 0: step 0 is W.
+
+    Source: authors and year, and the section with the formula. Trap: what a reader of the paper gets wrong.
+    """
+
+    def fill(self, start: Start, p: Tensors, stats: dict[str, Tensor]) -> None:
+        B, A, _ = two_factors(start, p)
+        A.copy_(start.at("A", None).normal(tuple(A.shape), A.shape[1] ** -0.5))
+        B.zero_()
+'''
+
+RULE = '''"""{name}: say in one line what it is."""
+
+from __future__ import annotations
+
+from . import Rule, View, rule
+
+
+@rule(paper="arXiv:0000.00000")
+class {name}(Rule):
+    """After every `every`-th optimiser step t <- share t, for each trained tensor t of a site.
+
+    Source: authors and year, and the section with the formula. Trap: what a reader of the paper gets wrong.
+    """
+
+    every: int = 100
+    share: float = 0.5
+
+    def after(self, view: View) -> None:
+        if view.step % self.every == 0:
+            for name, t in view.trained().items():
+                view.set(name, self.share * t)
+'''
+
+TEMPLATES = {"structure": METHOD, "update": UPDATE, "init": INIT, "rules": RULE}
+
+
 def run(
     key: Annotated[str, typer.Argument(help="The new method's key: the name of its file, such as lora_xs.")],
     name: Annotated[
         str | None, typer.Option("--class", help="Its class, as the paper writes it, such as LoRAXS.")
     ] = None,
+    axis: Annotated[str, typer.Option(help=f"One of {', '.join(TEMPLATES)}.")] = "structure",
 ) -> None:
-    """Write the file of a new method, a working low-rank delta to edit, and nothing else."""
-    from ..errors import SpecError
+    """Write the file of a new method (or update rule, initialisation, rule), a working one to edit, and nothing else."""
+    from ..errors import SpecError, nearest
     from ..spec import METHODS
+    from ..testing import AXES
+
+    if axis not in TEMPLATES:
+        raise SpecError(f"no axis '{axis}' to begin in{nearest(axis, TEMPLATES)} (known: {', '.join(TEMPLATES)})")
+    known = METHODS if axis == "structure" else AXES[axis]
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
         raise SpecError(f"a key is lower-case letters, digits and '_', and names a Python file; found '{key}'")
-    if key in METHODS:
-        raise SpecError(f"there is a method '{key}' already: {METHODS[key].__module__}")
+    if key in known:
+        raise SpecError(f"there is a{'n' if axis[0] in 'iu' else ''} {known.what} '{key}' already: {known[key].__module__}")
     name = name or "".join(part.capitalize() for part in key.split("_"))
-    if not name.isidentifier() or name in {cls.__name__ for cls in METHODS.table.values()}:
+    if not name.isidentifier() or name in {cls.__name__ for cls in known.table.values()}:
         raise SpecError(f"'{name}' cannot be the class: it is taken or no Python name; choose one with --class")
-    path = Path(__file__).parents[1] / "methods" / "structure" / f"{key}.py"
+    path = Path(__file__).parents[1] / "methods" / axis / f"{key}.py"
     if path.exists():
         raise SpecError(f"{path} exists already")
-    path.write_text(TEMPLATE.format(name=name), encoding="utf-8")
-    say(f"{path}\nEdit it, then: deltaw check {key}")
+    path.write_text(TEMPLATES[axis].format(name=name), encoding="utf-8")
+    say(f"{path}\nEdit it, then: deltaw check {key if axis == 'structure' else f'{axis}/{key}'}")

@@ -25,7 +25,7 @@ def run(
     from ..train.recipe import Recipe
 
     is_recipe = source.endswith((".yaml", ".yml"))
-    recipe = Recipe.of(source if is_recipe else {"model": source}, overrides or [])
+    recipe = Recipe.of(source if is_recipe else {"model": source, "plan": "lora"}, overrides or [])
     if recipe.model is None:
         raise SpecError(f"{source} names no model; add model=... to the command")
     model, _ = load_base(recipe.model, recipe.train.dtype)

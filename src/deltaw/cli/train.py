@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +11,7 @@ from .output import AsJson, as_json, say, size
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe, YAML.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe, YAML; or none, only values: model=... data.path=...")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Any value of the recipe, e.g. train.lr=1e-3 plan.method.r=32")
     ] = None,
@@ -22,7 +23,11 @@ def run(
     """Fine-tune as a recipe says. Unknown keys are errors; the resolved recipe is saved with the run."""
     from ..train import run as train
 
-    result = train(recipe, overrides or [], resume=resume, progress=True)  # on stderr
+    source: Any = recipe
+    words = list(overrides or [])
+    if "=" in recipe and not Path(recipe).exists():  # no file: values on top of LoRA on every linear layer
+        words, source = [recipe, *words], {"plan": "lora"}
+    result = train(source, words, resume=resume, progress=True)  # on stderr
     facts = {
         "dir": str(result.dir),
         "adapter_dir": str(result.dir / "adapter"),

@@ -1,11 +1,15 @@
-"""Every method, one file each: `deltaw.methods.LoRA`. The folder is the axis, the file name is the key."""
+"""Every method, one file each: `deltaw.methods.LoRA`. The folder is the axis, the file name is the key.
+
+What is no method is in the package of its axis: `deltaw.methods.update.GaLore`, `deltaw.methods.init.PiSSA`, `deltaw.methods.rules.ReLoRA`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from ..spec import METHODS
+from ..spec import METHODS, RULES
+from . import init, rules, update
 
 for _folder in ("structure", "wrap", "route", "stream", "prefix", "init", "update", "rules"):
     _package = importlib.import_module(f"{__name__}.{_folder}")
@@ -13,4 +17,6 @@ for _folder in ("structure", "wrap", "route", "stream", "prefix", "init", "updat
         importlib.import_module(f"{_package.__name__}.{_module.name}")
 
 globals().update({cls.__name__: cls for cls in METHODS.table.values()})
+for _axis, _table in ((init, init.INITS), (update, update.UPDATES), (rules, RULES)):
+    vars(_axis).update({cls.__name__: cls for cls in _table.table.values()})
 __all__ = sorted(cls.__name__ for cls in METHODS.table.values())

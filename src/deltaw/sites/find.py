@@ -183,7 +183,7 @@ def find(
     block), "attention", "module", "norm", or "prefix" (the backbone, for prompts).
     """
     where = Candidates(model, sort)
-    if targets == ALL_LINEAR and sort == "weight":
+    if targets == ALL_LINEAR and sort in ("weight", "module"):
         head = output_head(model)
         names = {
             n

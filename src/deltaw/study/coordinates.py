@@ -15,6 +15,7 @@ from ..errors import SpecError
 from ..optimize import optimizer
 from ..parametrise import mup, umup
 from ..report.panels import panels
+from ..sites.find import output_head
 
 Make = Callable[[int], nn.Module]
 STANDARD, MUP, UMUP = "standard", "mup", "umup"
@@ -85,13 +86,14 @@ def coordinates(
     seeds: Sequence[int] = (0, 1, 2),
     inner: Any = "adamw",
     layers: Callable[[str, nn.Module], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Coordinates:
     """Train make(width) for a few steps on one batch, in each parametrisation, and measure mean |output| of its layers.
 
     make: a fresh model, drawn by torch's generator, which is seeded here. loss: runs the model on the batch, the same for every width.
     base: the width whose standard parametrisation muP keeps (the smallest by default). lr: one rate, or one for each parametrisation.
-    layers: which modules to look at, by name and module; by default those without children. Right is what is flat in width, or
-    falls; what grows will need a smaller rate at every larger width. Heads of muP start at zero here: drawn ones fall like 1 / sqrt(width)
+    layers: which modules to look at, by name and module; by default those without children. progress(models done, all of them). Right is what is flat in width, or
+    falls; what grows will need a smaller rate at every larger width. Heads of muP start at zero here, where they are not tied to a table: drawn ones fall like 1 / sqrt(width)
     before they have learnt anything, by intent. Source: Yang et al. 2022, appendix D.1. Trap: with a rate that is too small nothing grows, whatever the parametrisation.
     """
     if len(set(widths)) < 2:
@@ -101,6 +103,7 @@ def coordinates(
     rates = {p: float(lr[p] if isinstance(lr, dict) else lr) for p in parametrisations}
     chosen, rows = layers or (lambda name, m: not any(True for _ in m.children())), []
     base, widest = base or min(widths), max(widths)
+    done, total = 0, len(parametrisations) * len(widths) * len(seeds)
     with torch.random.fork_rng(devices=[]):
         for which in parametrisations:
             for width in widths:
@@ -113,7 +116,7 @@ def coordinates(
                             model,
                             make(base),
                             delta=make(widest if widest != base else 2 * base),
-                            zero_readout=True,
+                            zero_readout=not _tied(model),  # a table cannot start at zero
                             inner=inner,
                         )
                     elif which == UMUP:
@@ -123,7 +126,15 @@ def coordinates(
                     ):
                         more = {"parametrisation": which, "width": width, "seed": seed, "step": step}
                         rows += [{**more, "layer": layer, "size": size} for layer, size in sizes.items()]
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
     return Coordinates(rows, rates)
+
+
+def _tied(model: nn.Module) -> bool:
+    head = output_head(model)
+    return head is not None and any(isinstance(m, nn.Embedding) and m.weight is getattr(head, "weight", None) for m in model.modules())
 
 
 def _sizes(model: nn.Module, optimizer: Any, loss: Any, steps: int, chosen: Any) -> list[dict[str, float]]:

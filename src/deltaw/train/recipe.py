@@ -219,6 +219,7 @@ def _override(data: dict[str, Any], text: str) -> None:
             ["plan", "method"],
             ["plan", "init"],
             ["plan", "update"],
+            ["plan", "rules"],
         ):
             inner = {"key": inner}
         elif isinstance(inner, str) and word == "plan" and depth == 0:
@@ -228,7 +229,8 @@ def _override(data: dict[str, Any], text: str) -> None:
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
-            raise SpecError(f"override '{name}': '{'.'.join(path[: depth + 1])}' is {inner!r}, not a section")
+            several = "; a list is given whole: [{key: ..., field: value}, ...]" if isinstance(inner, list) else ""
+            raise SpecError(f"override '{name}': '{'.'.join(path[: depth + 1])}' is {inner!r}, not a section{several}")
         at[word] = dict(inner)
         at = at[word]
     try:

@@ -85,12 +85,6 @@ def run(
     start = checkpoint.find(out, resume)
     if resume is True and start is None:
         note(f"nothing to resume in {out}: starting from the beginning")
-    if main:
-        if start is None:
-            if (moved := _set_aside(out)) is not None:
-                note(f"an earlier run in {out} was moved to {moved.name} (resume=True, --resume, continues one)")
-        out.mkdir(parents=True, exist_ok=True)
-    world.wait_for_everyone()
     if model is None or tokenizer is None:
         model, tokenizer = _base(r, model, tokenizer)
     if not getattr(model, "can_generate", lambda: True)() or getattr(model.config, "is_encoder_decoder", False):
@@ -119,8 +113,13 @@ def run(
                 "packing is off: with this model and attention implementation packed rows would read each other",
                 True,
             )
-    if main:
+    if main:  # only now, when model, data and plan have been found to fit
+        if start is None:
+            if (moved := _set_aside(out)) is not None:
+                note(f"an earlier run in {out} was moved to {moved.name} (resume=True, --resume, continues one)")
+        out.mkdir(parents=True, exist_ok=True)
         r.save(out / "recipe.yaml")
+    world.wait_for_everyone()
     if r.train.grad_checkpointing:
         _checkpointing(model, True)
     engine: Adapting

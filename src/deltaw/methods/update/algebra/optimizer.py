@@ -98,12 +98,12 @@ class SubOptimizer(torch.optim.Optimizer):
 
     @contextmanager
     def in_backward(self, micro_batches: int = 1, max_norm: float | None = None) -> Iterator[SubOptimizer]:
-        """Within this block each unit steps inside the last backward pass of every `micro_batches`, and its gradient is
-        freed at once: the gradients of the whole model never exist together.
+        """Within this block each unit steps inside the last backward pass of every `micro_batches` (a trainer's
+        gradient_accumulation_steps), and its gradient is freed at once: the gradients of the whole model never exist together.
 
         `step()` goes on being called after each group of passes: it moves what has not moved (a part of the model that
         saw fewer passes) and lets schedulers count. max_norm clips each unit's own gradient: the norm over all of them is
-        not known while they come in. Several processes: the gradients are averaged here, so the model goes without DDP,
+        not known while they come in; a trainer's own clipping (transformers' max_grad_norm) finds no gradients then. Several processes: the gradients are averaged here, so the model goes without DDP,
         and each process has to come to the same units in the same order.
         """
         if micro_batches < 1:
