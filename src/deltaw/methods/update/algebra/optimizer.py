@@ -60,7 +60,11 @@ class SubOptimizer(torch.optim.Optimizer):
         if sorted(counted) != sorted(id(p) for g in self.param_groups for p in g["params"]):
             raise SpecError("every parameter of the groups belongs to exactly one unit")
 
-    @torch.no_grad()
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if "units" in self.__dict__:  # torch's own __init__ comes here, too
+            raise SpecError("no unit of this optimiser moves tensors that come later: make it anew, over all of them")
+        super().add_param_group(param_group)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step for every unit that has a gradient. Parameters without one are left alone, as in torch."""
         loss = None
@@ -68,6 +72,11 @@ class SubOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         where = self._where()
+        return self._move(closure)
+
+    @torch.no_grad()
+    def _move(self, closure: Callable[[], Any] | None) -> Any:
+        """`step`, without the hooks that torch puts around that of every class."""
         for unit in self.units:
             self._step(unit, where)
             unit.arrived = 0

@@ -1,0 +1,54 @@
+"""Defects found by reading against the specification: one test each, in the words of what was promised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deltaw.errors import SpecError
+from deltaw.methods.update.algebra import SGD, Sub, SubOptimizer, Unit, Whole
+from deltaw.methods.update.dlrt import DLRTSteps
+from deltaw.testing.tiny import values
+
+F64 = torch.float64
+
+
+def optimizer(
+    rule: Any, shapes: dict[str, tuple[int, ...]], lr: float = 1.0, **kw: Any
+) -> tuple[SubOptimizer, dict[str, Any]]:
+    p = {k: nn.Parameter(values(*s, name=k)) for k, s in shapes.items()}
+    return SubOptimizer([{"params": list(p.items())}], [Unit(k, rule, {"W": t}) for k, t in p.items()], lr, **kw), p
+
+
+def push(*params: Tensor) -> None:
+    """A backward pass that gives each of them a gradient of ones."""
+    sum(t.sum() for t in params).backward()
+
+
+SGDS = Sub(Whole(), SGD(), every=0)
+
+
+# ---- parameters that come, go, or have no gradient
+
+
+def test_a_group_that_no_rule_moves_is_refused():
+    opt, _ = optimizer(SGDS, {"a": (2, 3)})
+    with pytest.raises(SpecError, match="unit"):
+        opt.add_param_group({"params": [("b", nn.Parameter(torch.ones(2, 3)))]})
+    assert len(opt.param_groups) == 1
+
+
+def test_a_step_of_the_integrator_is_one_step_for_hooks():
+    optimizer(SGDS, {"a": (2, 3)})  # another optimiser of this library in the same process
+    p = {f"s.{k}": nn.Parameter(values(*s, name=k)) for k, s in {"U": (6, 4), "S": (4, 4), "V": (5, 4)}.items()}
+    for t in p.values():
+        t.data[:, 2:] = 0  # rank 2 of 4
+    p["s.S"].data[2:] = 0
+    opt, seen = DLRTSteps().optimizer(p, 1e-2), []
+    opt.register_step_post_hook(lambda *_: seen.append(1))
+    push(*p.values())
+    opt.step()
+    assert len(seen) == 1
