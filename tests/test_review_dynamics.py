@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import deltaw
 from deltaw.errors import SpecError
 from deltaw.methods.update.algebra import SGD, Sub, SubOptimizer, Unit, Whole
 from deltaw.methods.update.dlrt import DLRTSteps
-from deltaw.testing.tiny import values
+from deltaw.testing.tiny import Tiny, settle, values
 
 F64 = torch.float64
 
@@ -52,3 +53,12 @@ def test_a_step_of_the_integrator_is_one_step_for_hooks():
     push(*p.values())
     opt.step()
     assert len(seen) == 1
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    model = settle(Tiny(), torch.float32)
+    opt = deltaw.optimizer(model, {"key": "galore", "r": 2}, 1e-2)
+    model(values(4, 16, name="x", dtype=torch.float32)).square().mean().backward()
+    model.blocks[0].up.weight.grad[0, 0] = float("nan")
+    with pytest.raises(SpecError, match="blocks.0.up.weight.*not finite"):
+        opt.step()

@@ -91,8 +91,15 @@ class SubOptimizer(torch.optim.Optimizer):
         lr = {role: float(where[id(p)]["lr"]) for role, p in unit.p.items()}
         decay = {role: float(where[id(p)]["weight_decay"]) for role, p in unit.p.items()}
         g: dict[str, Tensor] = {role: torch.zeros_like(p) if p.grad is None else p.grad for role, p in unit.p.items()}
-        state = {role: self.state[p] for role, p in unit.p.items()}
-        unit.rule.step(dict(unit.p), g, state, Step(lr, decay, self.seed, unit.name))
+        try:
+            unit.rule.step(dict(unit.p), g, self._state(unit), Step(lr, decay, self.seed, unit.name))
+        except torch.linalg.LinAlgError as error:
+            if all(bool(t.isfinite().all()) for t in g.values()):
+                raise
+            raise SpecError(f"{unit.name}: its gradient is not finite; look for NaN in the loss, or lower the rate") from error
+    def _state(self, unit: Unit) -> dict[str, dict[str, Any]]:
+        return {role: self.state[p] for role, p in unit.p.items()}
+
 
     @contextmanager
     def in_backward(self, micro_batches: int = 1, max_norm: float | None = None) -> Iterator[SubOptimizer]:
