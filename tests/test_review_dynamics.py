@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import deltaw
-from deltaw.errors import SpecError
+from deltaw.errors import SpecError, StateMismatch
 from deltaw.methods.update.algebra import SGD, Sub, SubOptimizer, Unit, Whole
 from deltaw.methods.update.dlrt import DLRTSteps
 from deltaw.testing.tiny import Tiny, settle, values
@@ -40,6 +40,15 @@ def test_a_group_that_no_rule_moves_is_refused():
     with pytest.raises(SpecError, match="unit"):
         opt.add_param_group({"params": [("b", nn.Parameter(torch.ones(2, 3)))]})
     assert len(opt.param_groups) == 1
+
+
+def test_a_state_of_tensors_in_another_order_is_refused():
+    """Torch goes by position and takes over the names of the state."""
+    one, two = (optimizer(SGDS, dict.fromkeys(names, (2, 3)))[0] for names in ("ab", "ba"))
+    two.load_state_dict(two.state_dict())
+    with pytest.raises(StateMismatch, match="'b'.*'a'"):
+        one.load_state_dict(two.state_dict())
+    assert one.param_groups[0]["param_names"] == ["a", "b"]
 
 
 def test_a_step_of_the_integrator_is_one_step_for_hooks():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....errors import SpecError
+from ....errors import SpecError, StateMismatch
 from ....sites.watch import mean_of_processes
 from .draw import Draw
 
@@ -148,11 +148,16 @@ class SubOptimizer(torch.optim.Optimizer):
         return self._map
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but moments, frames and counters keep the dtypes they were saved with."""
+        """As torch's, but moments, frames and counters keep the dtypes they were saved with, and names have to agree: torch
+        goes by position."""
+        names = [[n for g in groups for n in g.get("param_names", ())] for groups in (state_dict["param_groups"], self.param_groups)]
+        for saved, here in zip(*names):
+            if saved != here:
+                raise StateMismatch(f"this optimiser state has '{saved}' where '{here}' is here: it belongs to another plan or model")
         super().load_state_dict(state_dict)
-        saved = [i for g in state_dict["param_groups"] for i in g["params"]]
-        here = [p for g in self.param_groups for p in g["params"]]
-        for i, p in zip(saved, here, strict=True):
+        numbers = [i for g in state_dict["param_groups"] for i in g["params"]]
+        tensors = [p for g in self.param_groups for p in g["params"]]
+        for i, p in zip(numbers, tensors, strict=True):
             if i in state_dict["state"]:
                 self.state[p] = _copy(state_dict["state"][i], p.device)
 
