@@ -32,6 +32,21 @@ def push(*params: Tensor) -> None:
 SGDS = Sub(Whole(), SGD(), every=0)
 
 
+# ---- in_backward
+
+
+def test_a_schedule_is_heard_inside_backward_after_a_state_was_loaded():
+    opt, p = optimizer(SGDS, {"a": (2, 3)})
+    with opt.in_backward():
+        push(p["a"])
+        opt.step()
+        opt.load_state_dict(opt.state_dict())
+        opt.param_groups[0]["lr"] = 0.0
+        before = p["a"].detach().clone()
+        push(p["a"])
+    assert torch.equal(p["a"], before)
+
+
 # ---- parameters that come, go, or have no gradient
 
 

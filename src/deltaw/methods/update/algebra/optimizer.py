@@ -141,10 +141,9 @@ class SubOptimizer(torch.optim.Optimizer):
             p.grad = None
 
     def _where_cached(self) -> dict[int, dict[str, Any]]:
-        """The groups by parameter; made again when a group was added."""
-        key = tuple(len(g["params"]) for g in self.param_groups)
-        if self.__dict__.get("_key") != key:
-            self._key, self._map = key, self._where()
+        """The groups by parameter; made again when others have taken their place (as a state is loaded)."""
+        if self.__dict__.get("_groups") is not self.param_groups:
+            self._groups, self._map = self.param_groups, self._where()
         return self._map
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
