@@ -29,7 +29,7 @@ def optimizer(
     rule: Any, shapes: dict[str, tuple[int, ...]], lr: float = 1.0, **kw: Any
 ) -> tuple[SubOptimizer, dict[str, Any]]:
     p = {k: nn.Parameter(values(*s, name=k)) for k, s in shapes.items()}
-    return SubOptimizer([{"params": list(p.items())}], [Unit(k, rule, {"W": t}) for k, t in p.items()], lr, **kw), p
+    return SubOptimizer(p, [Unit(k, rule, {"W": t}) for k, t in p.items()], lr, **kw), p
 
 
 def push(*params: Tensor) -> None:

@@ -25,7 +25,7 @@ def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: 
     if not named:
         raise SpecError("no parameter of this model requires a gradient: an adapter is attached, or it was frozen")
     # by identity: a tied table has the name that comes first, and DDP or torch.compile may stand around the model that knows its head
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    tables: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     tables += [h for m in model.modules() if (h := output_head(m)) is not None]
     stored = {
         id(m.weight) for m in model.modules() if (site := dense.site("", m)) is not None and site.kind == "conv1d_hf"

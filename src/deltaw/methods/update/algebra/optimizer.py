@@ -118,7 +118,7 @@ class SubOptimizer(torch.optim.Optimizer):
         g: dict[str, Tensor] = {role: torch.zeros_like(p) if p.grad is None else p.grad for role, p in unit.p.items()}
         try:
             unit.rule.step(dict(unit.p), g, self._state(unit), Step(lr, decay, self.seed, unit.name))
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             if all(bool(t.isfinite().all()) for t in g.values()):
                 raise
             raise SpecError(f"{unit.name}: its gradient is not finite; look for NaN in the loss, or lower the rate") from error
