@@ -14,10 +14,12 @@ from deltaw.errors import SpecError, StateMismatch
 from deltaw.methods import LoRA
 from deltaw.methods.init.gora import GoRA
 from deltaw.methods.structure.lt_sft import LTSFT
+from deltaw.methods.update import UPDATES
 from deltaw.methods.update.algebra import SGD, Plain, Step, Sub, SubOptimizer, Unit, Whole
 from deltaw.methods.update.algebra import sub as sub_module
 from deltaw.methods.update.badam import BAdam
 from deltaw.methods.update.dlrt import DLRTSteps
+from deltaw.testing import updates
 from deltaw.testing.tiny import Conv1D, Lookup, Tiny, settle, values
 
 F64 = torch.float64
@@ -206,6 +208,36 @@ def test_moments_from_a_file_fit_a_tensor_of_any_layout(tmp_path, key):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("key", sorted(UPDATES))
+def test_a_run_goes_on_from_files_to_the_bit(tmp_path, key):
+    """Files hold every tensor in rows: a product of others may round otherwise."""
+    from deltaw.train import checkpoint
+
+    for rule in updates.rules_of(key):
+        whole = updates.run(rule, dtype=torch.float32)
+        model, opt, p = updates.problem(rule, torch.float32)
+        updates._go(model, opt, range(updates.HALF), 1, False, torch.float32)
+        checkpoint.write(tmp_path, opt.state_dict())
+        weights = {k: t.detach().clone() for k, t in p.items()}
+        model, opt, p = updates.problem(rule, torch.float32)
+        with torch.no_grad():
+            for k, t in p.items():
+                t.copy_(weights[k])
+        opt.load_state_dict(checkpoint.read(tmp_path))
+        updates._go(model, opt, range(updates.HALF, updates.STEPS), 1, False, torch.float32)
+        assert all(torch.equal(t, whole[k]) for k, t in p.items()), rule
+
+
+def test_momentum_begins_with_the_first_gradient_of_each_tensor():
+    p = {k: nn.Parameter(torch.ones(2)) for k in "ab"}
+    opt = UPDATES["sgd"](momentum=0.5).optimizer(p, 1.0)
+    push(p["a"])
+    opt.step()
+    push(*p.values())  # a has a gradient of twos now
+    opt.step()
+    assert torch.equal(p["a"], torch.full((2,), -2.5)) and torch.equal(p["b"], torch.zeros(2))
+
+
 # ---- over whole models
 
 
@@ -353,7 +385,14 @@ def test_names_with_dots_do_not_meet_in_a_checkpoint(tmp_path):
 # ---- rules on what they are not for
 
 
-@pytest.mark.parametrize("key", ["trp", "sst"])
+def test_restarts_are_no_progress_that_an_outer_optimiser_averages():
+    """With DiLoCo around it a restart was half undone: the weight was another one after it."""
+    plan = Plan(LoRA(2), rules={"key": "relora", "every": 2, "restart_warmup": 0}, update={"key": "diloco", "every": 2})
+    with pytest.raises(SpecError, match="relora.*outer"):
+        deltaw.attach(settle(Tiny(), torch.float32), plan).optimizer(1e-2)
+
+
+@pytest.mark.parametrize("key", ["trp", "sst", "lora_ggpo"])
 def test_a_rule_for_other_tensors_is_refused_at_once(key):
     adapted = deltaw.attach(settle(Tiny(), torch.float32), Plan(LoRA(2), rules=(key,)))
     with pytest.raises(SpecError, match=f"{key}.*lora|lora.*{key}|blocks"):

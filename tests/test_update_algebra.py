@@ -60,7 +60,7 @@ from deltaw.methods.update.galore_plus import GaLorePlus
 from deltaw.methods.update.gradnormlorp import GradNormLoRP
 from deltaw.testing import updates
 from deltaw.testing.tiny import values
-from deltaw.testing.updates import _leaves
+from deltaw.testing.updates import leaves
 
 pytest.importorskip("bitsandbytes")  # the 8-bit inner optimiser
 
@@ -116,7 +116,7 @@ def test_every_composition_runs_resumes_and_has_the_stated_state(frame, inner):
         half, part = drive(rule, shape, 3)
         again, _ = drive(rule, shape, 6, copy.deepcopy(part), half.clone(), 3)
         assert torch.equal(again, W), f"{what}: not the same after a resume"
-        kept = sum(t.numel() for t in _leaves(state) if t.is_floating_point() and t.dim())
+        kept = sum(t.numel() for t in leaves(state) if t.is_floating_point() and t.dim())
         assert kept == rule.floats(*shape), f"{what}: {kept} numbers are kept, {rule.floats(*shape)} stated"
 
 
@@ -467,7 +467,7 @@ def test_badam_leaves_other_blocks_bit_by_bit_and_frees_their_state():
             v.grad = G(t, (4, 6), torch.float32)
         opt.step()
         for i, (k, v) in enumerate(p.items()):
-            sizes = [x for x in _leaves(opt.state[v]) if x.dim()]
+            sizes = [x for x in leaves(opt.state[v]) if x.dim()]
             if i == t // 2:
                 assert not torch.equal(v, before[k]) and len(sizes) == 2
             else:

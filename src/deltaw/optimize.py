@@ -9,26 +9,23 @@ from torch import nn
 
 from .errors import SpecError
 from .methods.update import UPDATES, About
-from .plan import one_of
 from .sites import dense
-from .sites.find import output_head
+from .sites.find import is_ours, output_head
+from .spec import from_config
 
 
 def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: Any) -> torch.optim.Optimizer:
     """A torch optimiser over every parameter of `model` that requires a gradient, in place.
 
-    update: a rule (`deltaw.methods.update.GaLore(r=0.25)`), its key, or its configuration ({"key": "galore", "r": 0.25}); `deltaw methods
-    --axis update` lists them. Matrices move by the rule, embeddings, the output head and everything else by AdamW, where the rule
-    is one for matrices. kw goes to the rule's optimiser (weight_decay, seed). `with optimizer.in_backward(micro_batches):` around the
-    loop makes the steps inside the backward pass, so that the model's gradients never exist together. transformers:
-    Trainer(..., optimizers=(optimizer, None)). Trap: a rate belongs to its rule. SpecError where every weight is frozen.
+    update: a rule (`GaLore(r=0.25)`), its key, or its configuration. Matrices move by the rule, embeddings, the output head and
+    everything else by AdamW, where the rule is one for matrices. kw goes to the rule's optimiser (weight_decay, seed).
+    Its `in_backward()` steps inside the backward pass, so that the model's gradients never exist together.
     """
-    update = one_of(UPDATES, update, "optimizer")
-    named = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    named = {k: p for k, p in model.named_parameters() if p.requires_grad and not is_ours(k)}
     if not named:
         raise SpecError("no parameter of this model requires a gradient: an adapter is attached, or it was frozen")
     # by identity: a tied table has the name that comes first, and DDP or torch.compile may stand around the model that knows its head
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    tables: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     tables += [h for m in model.modules() if (h := output_head(m)) is not None]
     stored = {
         id(m.weight) for m in model.modules() if (site := dense.site("", m)) is not None and site.kind == "conv1d_hf"
@@ -38,5 +35,5 @@ def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: 
         for found in ({id(getattr(m, "weight", None)) for m in tables}, stored)
     )
     about = About(lookups, turned=turned)
-    made: torch.optim.Optimizer = update.optimizer(named, lr, about=about, **kw)
+    made: torch.optim.Optimizer = from_config(update, UPDATES).optimizer(named, lr, about=about, **kw)
     return made

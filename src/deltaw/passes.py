@@ -188,7 +188,7 @@ class Reading:
                     self.real, self.labelled = _masks(batch)
                     try:
                         forward(model, batch)
-                    except torch.linalg.LinAlgError as error:  # of the components of what was read
+                    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # of the components of what was read
                         raise SpecError(f"what a layer reads is not finite; look for NaN in these batches ({error})") from error
                     count += 1
                     done()

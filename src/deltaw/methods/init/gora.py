@@ -12,11 +12,7 @@ from ...spec import Start, Tensors
 from . import init, innermost, two_factors
 
 
-@init(
-    paper="arXiv:2502.12171",
-    needs=("weight", "gradient"),
-    start="none: one step of descent has been made, seen through A",
-)
+@init(paper="arXiv:2502.12171", needs=("weight", "gradient"), start="none: one step of descent has been made, seen through A")
 class GoRA:
     """B = -gamma sqrt(n / r) / s G Aᵀ (A Aᵀ + 1e-8 I)⁻¹, A as the method draws it: s B A = -gamma sqrt(n / r) G P_A. W stays.
     At an embedding, where the method draws B: A likewise, s B A = -gamma sqrt(m / r) P_B G.
@@ -59,4 +55,5 @@ class GoRA:
     def step(self, A: Tensor, G: Tensor) -> Tensor:
         """(m, r): the coefficients of the descent in the rows of A (r, n)."""
         (r, n), gram = A.shape, A @ A.mT
-        return -self.gamma * math.sqrt(n / r) * torch.linalg.solve(gram + 1e-8 * torch.eye(r).to(A), A @ G.mT).mT
+        found: Tensor = torch.linalg.solve(gram + 1e-8 * torch.eye(r).to(A), A @ G.mT).mT
+        return -self.gamma * math.sqrt(n / r) * found

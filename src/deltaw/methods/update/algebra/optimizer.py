@@ -59,7 +59,7 @@ class Unit:
 
 
 class SubOptimizer(torch.optim.Optimizer):
-    """One group of all parameters; a caller may split it. units: each parameter belongs to exactly one."""
+    """units: each of the named parameters belongs to exactly one."""
 
     def __init__(
         self,
@@ -118,21 +118,21 @@ class SubOptimizer(torch.optim.Optimizer):
         g: dict[str, Tensor] = {role: torch.zeros_like(p) if p.grad is None else p.grad for role, p in unit.p.items()}
         try:
             unit.rule.step(dict(unit.p), g, self._state(unit), Step(lr, decay, self.seed, unit.name))
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             if all(bool(t.isfinite().all()) for t in g.values()):
                 raise
             raise SpecError(f"{unit.name}: its gradient is not finite; look for NaN in the loss, or lower the rate") from error
 
     @contextmanager
     def in_backward(self, micro_batches: int = 1, max_norm: float | None = None) -> Iterator[SubOptimizer]:
-        """Within this block each unit steps inside the last backward pass of every `micro_batches` (a trainer's
-        gradient_accumulation_steps), and its gradient is freed at once: the gradients of the whole model never exist together.
+        """Within this block each unit steps inside the last backward pass of every `micro_batches`, and its gradient is
+        freed at once: the gradients of the whole model never exist together.
 
         `step()` goes on being called after each group of passes: it moves what has not moved (a part of the model that
         saw fewer passes) and lets schedulers count. max_norm clips each unit's own gradient: the norm over all of them is
-        not known while they come in; a trainer's own clipping (transformers' max_grad_norm) finds no gradients then. Several processes:
-        the gradients are averaged here, so the model goes without DDP, and each process has to come to the same units in the same
-        order. SpecError where something acts before a step (rules of an adapter, an outer optimiser): it would come too late.
+        not known while they come in. Several processes: the gradients are averaged here, so the model goes without DDP,
+        and each process has to come to the same units in the same order. SpecError where something acts before a step (rules of an
+        adapter, an outer optimiser): it would come too late.
         """
         if micro_batches < 1:
             raise SpecError(f"micro_batches counts the backward passes of one step: at least 1; found {micro_batches}")
