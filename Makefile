@@ -6,7 +6,8 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 READY  := $(VENV)/.ready
 TORCH  := 2.13.0
 # The core is type-checked strictly; the formatter and the linter see everything.
-STRICT := src/deltaw/ops src/deltaw/spec.py src/deltaw/sites src/deltaw/attach.py
+STRICT := $(addprefix src/deltaw/,ops spec.py sites attach.py lowrank methods/init methods/rules methods/update rules.py edits.py \
+          probe.py passes.py optimize.py parametrise.py extrapolate.py evolve bilevel)
 # Everything that is made stays in the checkout, converted models included.
 QUIET  := DELTAW_CACHE=$(CURDIR)/.cache HF_HOME=$(CURDIR)/.cache/huggingface HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 

@@ -217,10 +217,12 @@ def test_an_adapter_that_was_started_from_the_weight_keeps_its_offset():
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_several_processes_share_the_members_and_tell_one_another_scores(chunk, monkeypatch):
     from deltaw.evolve import loop
+    from deltaw.sites import watch
 
     X, parts = rand(4, 5), []
     whole = Eggroll(net(), sigma=0.1, population=10, targets=["0"]).evaluate(X, score)
-    monkeypatch.setattr(loop, "several", lambda: True)
+    for module in (loop, watch):
+        monkeypatch.setattr(module, "several", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: parts.append(t.clone()))
     for rank in range(3):

@@ -55,7 +55,7 @@ class Faulty(Rule):
             view.set("B", view.p.B * (0.9 * share))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def faulty():
     yield rule(paper="(a test)")(Faulty)
     del RULES.table[Faulty.key]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.errors import ShapeError, SpecError
+from deltaw.lowrank import signs
 from deltaw.methods.update import UPDATES, About
 from deltaw.methods.update.algebra import (
     SGD,
@@ -51,7 +52,6 @@ from deltaw.methods.update.algebra import (
     TwoSided,
     WeightNorm,
     Whole,
-    signed,
     turn,
 )  # fmt: skip
 from deltaw.methods.update.badam import BAdam, blocks
@@ -60,7 +60,7 @@ from deltaw.methods.update.galore_plus import GaLorePlus
 from deltaw.methods.update.gradnormlorp import GradNormLoRP
 from deltaw.testing import updates
 from deltaw.testing.tiny import values
-from deltaw.testing.updates import _leaves
+from deltaw.testing.updates import leaves
 
 pytest.importorskip("bitsandbytes")  # the 8-bit inner optimiser
 
@@ -116,7 +116,7 @@ def test_every_composition_runs_resumes_and_has_the_stated_state(frame, inner):
         half, part = drive(rule, shape, 3)
         again, _ = drive(rule, shape, 6, copy.deepcopy(part), half.clone(), 3)
         assert torch.equal(again, W), f"{what}: not the same after a resume"
-        kept = sum(t.numel() for t in _leaves(state) if t.is_floating_point() and t.dim())
+        kept = sum(t.numel() for t in leaves(state) if t.is_floating_point() and t.dim())
         assert kept == rule.floats(*shape), f"{what}: {kept} numbers are kept, {rule.floats(*shape)} stated"
 
 
@@ -249,7 +249,8 @@ def test_signs_are_fixed_on_both_sides():
     assert (P.gather(0, P.abs().argmax(0, keepdim=True)) > 0).all()
     torch.testing.assert_close(Svd()(-M, 4, None, Draw(0, "x", 0)), P)
     torch.testing.assert_close(torch.linalg.svd(M.mT, full_matrices=False)[2][:4].mT.abs(), P.abs())
-    torch.testing.assert_close(signed(P * torch.tensor([1.0, -1, -1, 1])), P)
+    flipped = P * torch.tensor([1.0, -1, -1, 1])
+    torch.testing.assert_close(flipped * signs(flipped), P)
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60)])
@@ -466,7 +467,7 @@ def test_badam_leaves_other_blocks_bit_by_bit_and_frees_their_state():
             v.grad = G(t, (4, 6), torch.float32)
         opt.step()
         for i, (k, v) in enumerate(p.items()):
-            sizes = [x for x in _leaves(opt.state[v]) if x.dim()]
+            sizes = [x for x in leaves(opt.state[v]) if x.dim()]
             if i == t // 2:
                 assert not torch.equal(v, before[k]) and len(sizes) == 2
             else:

@@ -58,7 +58,7 @@ def base_shapes(model: nn.Module, base: nn.Module) -> Shapes:
     return {k: [b if b != d else None for d, b in zip(here[k], there[k])] for k in here}
 
 
-def layers(model: nn.Module) -> Iterator[tuple[Site, str, nn.Module]]:
+def layers(model: nn.Module) -> Iterator[tuple[Site, str, Any]]:
     """(site, name of its weight, module) of every linear layer, convolution and table, a tied weight under its first name."""
     names = {id(p): k for k, p in model.named_parameters()}
     for name, module in model.named_modules():
@@ -128,7 +128,7 @@ def mup(
 
 
 @torch.no_grad()
-def _rescale(module: nn.Module, start: str, head: bool, wide: bool, into: float | None, own: bool, zero: bool) -> None:
+def _rescale(module: Any, start: str, head: bool, wide: bool, into: float | None, own: bool, zero: bool) -> None:
     weight, bias = module.weight, getattr(module, "bias", None)
     if zero:
         weight.zero_()
@@ -155,7 +155,7 @@ def umup(
     residual stream keep their own sizes, so the stream grows with depth, not with width. Trap: rates are of order 1 here, not 1e-3.
     """
     _once(model)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     readouts, turned, drawn = [], [], set[str]()
     for site, name, module in layers(model):
         if site.transposed and site.kind != "embedding":
@@ -172,10 +172,11 @@ def umup(
                 if getattr(module, "bias", None) is not None:
                     module.bias.zero_()
             drawn.add(name)
-    for module in model.modules():
-        d = getattr(module, "head_dim", None)
-        if isinstance(d, int) and isinstance(getattr(module, "scaling", None), float):
-            module.scaling = attention_mult / d
+    part: Any
+    for part in model.modules():
+        d = getattr(part, "head_dim", None)
+        if isinstance(d, int) and isinstance(getattr(part, "scaling", None), float):
+            part.scaling = attention_mult / d
     tables = {w for site, w, _ in layers(model) if site.kind == "embedding"}
     stack = blocks(model)
     first = next(iter(stack), "")

@@ -29,7 +29,7 @@ from .ops import Affine, Map, Op
 from .ops import random as rng
 
 if TYPE_CHECKING:
-    from typing_extensions import dataclass_transform
+    from typing_extensions import dataclass_transform as dataclass_transform
 else:
 
     def dataclass_transform(**_):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Annotated, Any
+import json as jsonlib
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -67,10 +68,12 @@ def sizes(shape: str) -> tuple[int, int]:
 
 def fields_of(cls: Any) -> list[dict[str, Any]]:
     """Name, type and default of every field; the default is "" where a value has to be given."""
-    out = []
+    out, hints = [], get_type_hints(cls)
     for f in dataclasses.fields(cls):
         value = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         kind = f.type if isinstance(f.type, str) else f.type.__name__
+        if get_origin(hints[f.name]) is Literal:  # the words themselves, where the type has a name
+            kind = f"Literal[{', '.join(map(jsonlib.dumps, get_args(hints[f.name])))}]"
         out.append({"name": f.name, "type": kind, "default": "" if value is dataclasses.MISSING else repr(value)})
     return out
 

@@ -44,7 +44,7 @@ class Noise(Op):
             yield slice(i, i + rows), (Z * tau[:, None]).to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = Redrawn.apply(x, self)
+        out: Tensor = Redrawn.apply(x, self)  # type: ignore[no-untyped-call]
         return out
 
     def dense(self) -> Tensor:

@@ -22,7 +22,7 @@ class Product(torch.autograd.Function):
         return F.linear(x, W)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         dx = (g @ ctx.again().to(g.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
         return dx, g.flatten(0, -2).mT @ x.flatten(0, -2).to(g.dtype), None

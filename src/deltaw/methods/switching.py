@@ -35,8 +35,8 @@ def due(view: Any, every: int, decay: int) -> int:
     spare ones and vectors that do not rest."""
     r, spare = len(view.p.A), len(view.s["pool.A"])
     c = r / every * 0.3 ** ((view.step + 1) / decay)
-    c = math.floor(c + 0.5 + 0.5 * float(view.draw("count").uniform((1,), 1.0)))
-    return max(min(c, r // 2 - int((view.s["rest.A"] > 0).sum()), spare), 0)
+    count = math.floor(c + 0.5 + 0.5 * float(view.draw("count").uniform((1,), 1.0)))
+    return max(min(int(count), r // 2 - int((view.s["rest.A"] > 0).sum()), spare), 0)
 
 
 def switch(view: Any, c: int, rest: int) -> None:

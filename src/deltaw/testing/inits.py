@@ -238,7 +238,7 @@ def known(m: int, n: int, W: Tensor) -> dict[str, Tensor]:
     spread = torch.logspace(0, -1, n, dtype=F64)
     X = values(40, n, name="rows") * spread + 0.3
     pca = IncrementalPCA(n)  # nothing is cut off, so that parts are the whole
-    for part in X.split(20):
+    for part in torch.split(X, 20):
         pca.add(part)
     assert pca.components is not None
     return {

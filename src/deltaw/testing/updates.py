@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import attach
+from ..attach import attach
 from ..methods.update import UPDATES, About
 from ..methods.update.algebra import SubOptimizer
 from ..optimize import optimizer as over
@@ -74,7 +74,7 @@ def _go(model: nn.Module, opt: Any, steps: range, parts: int, inside: bool, dtyp
             x, y = batch(step, dtype)
             opt.zero_grad()
             for a, b in zip(x.chunk(parts), y.chunk(parts)):
-                loss_of(model, a, b, parts).backward()
+                loss_of(model, a, b, parts).backward()  # type: ignore[no-untyped-call]
             opt.step()
 
     if inside:
@@ -188,7 +188,7 @@ def learns(rule: Any) -> str:
     first = loss_of(model, x, y).item()
     for _step in range(60):
         opt.zero_grad()
-        loss_of(model, x, y).backward()
+        loss_of(model, x, y).backward()  # type: ignore[no-untyped-call]
         opt.step()
     last = loss_of(model, x, y).item()
     must(last < first, f"the loss went from {first:.4f} to {last:.4f}")
@@ -230,7 +230,7 @@ def compare_closed(rule: Any) -> str:
 
     def grad(p: dict[str, Tensor]) -> dict[str, Tensor]:
         q = {k: t.detach().clone().requires_grad_() for k, t in p.items()}
-        loss(q).backward()
+        loss(q).backward()  # type: ignore[no-untyped-call]
         return {k: t.grad for k, t in q.items() if t.grad is not None}
 
     p = {k: nn.Parameter(t.clone()) for k, t in start.items()}

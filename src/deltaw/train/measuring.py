@@ -32,7 +32,8 @@ def measure(model: Any, plan: Plan, train: Encoded | None, t: TrainPart, pad: in
         )
     if train is None:
         raise SpecError(
-            f"init '{plan.init.key}' looks at answers to learn from, and grpo has none: take an init that looks at the weights only"
+            f"init '{plan.init.key}' is measured on rows with labels, and under grpo there are none: start with another init, or "
+            "from an adapter that was trained on such rows"
         )
     size = t.batch_size
     order = list(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...errors import DeltawError, SpecError
 from ...ops import Affine, Op, delta, factors
-from ...spec import Method, Registry, Start, Tensors, scale_of
+from ...spec import Method, Registry, Start, Tensors, dataclass_transform, scale_of
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ class Init(Protocol):
 INITS: Registry[Any] = Registry("init")
 
 
+@dataclass_transform(frozen_default=True)
 def init(
     *, paper: str, shifts: bool = False, needs: tuple[str, ...] = (), start: str = "identity", fills: tuple[str, ...] = ()
 ) -> Callable[[type[T]], type[T]]:

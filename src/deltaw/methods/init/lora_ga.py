@@ -38,12 +38,10 @@ class LoRAGA:
             raise ShapeError(f"{start.name}: {2 * r} directions are needed; a gradient of {start.W.shape} has {room}")
         U, S, V = leading(stats["gradient"].to(A), 2 * r, sketch(start))
         a, b = self.pairs(start, r)
-        f = {
-            "stable": lambda: B.shape[0] ** 0.25 / self.gamma**0.5,
-            "gd": lambda: 1 / s,
-            "unit": lambda: 1.0,
-            "weightS": lambda: float(start.svd(1)[1][0] / S[b[0]] if peft else (start.svd(r)[1] / s).sqrt().mean()),
-        }[self.scale]()
+        if self.scale == "weightS":
+            f = float(start.svd(1)[1][0] / S[b[0]] if peft else (start.svd(r)[1] / s).sqrt().mean())
+        else:
+            f = {"stable": B.shape[0] ** 0.25 / self.gamma**0.5, "gd": 1 / s, "unit": 1.0}[self.scale]
         A.copy_(V[a] if peft and self.scale != "gd" else V[a] * f)
         B.copy_(U[:, b] * S[b] * f if peft else U[:, b] * f)
         return chain(-s * B, A.clone())

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
-from ...spec import RULES, Method, Start, Tensors
+from ...spec import RULES, Method, Start, Tensors, dataclass_transform
 
 T = TypeVar("T")
 
@@ -115,6 +115,7 @@ class Rule:
             self.after(view)
 
 
+@dataclass_transform(frozen_default=True)
 def rule(*, paper: str) -> Callable[[type[T]], type[T]]:
     """Register a rule under the name of its module."""
 

@@ -79,7 +79,7 @@ class ASA(Rule):
         k = min(int(self.target + (len(every) - self.target) * left), int(every.isfinite().sum()))
         best = torch.zeros(len(every), dtype=torch.bool)
         best[every.topk(max(k, 0)).indices] = True
-        for view, on in zip(views, best.split([len(s) for s in scores]), strict=True):
+        for view, on in zip(views, torch.split(best, [len(s) for s in scores]), strict=True):
             view.s["on"] = on.to(view.s["on"].device)
             view.s["A"], view.s["B"] = view.p.A.detach().clone(), view.p.B.detach().clone()
             for word in ("IA", "UA", "IB", "UB"):

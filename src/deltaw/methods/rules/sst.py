@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import SpecError
 from . import Rule, View, rule
 
 
@@ -25,6 +26,8 @@ class SSTTurns(Rule):
     warmup: int = 20
 
     def start(self, view: View) -> dict[str, Tensor]:
+        if not {"U", "V", "S", "u", "v", "I"} <= set(view.p.names()):
+            raise SpecError(f"{view.name}: sst takes turns with singular vectors (method 'sst'); found {view.method}")
         return {"since": torch.tensor(self.warmup), "turns": torch.tensor(0)}
 
     def before(self, view: View) -> None:
@@ -33,28 +36,25 @@ class SSTTurns(Rule):
                 view.damp(name, (done + 1) / (self.warmup + 1))
 
     def after(self, view: View) -> None:
-        p = view.p
-        view.set("S", p.S.clamp(min=0.0))
-        view.set("u", torch.nn.functional.normalize(p.u, dim=0))
-        view.set("v", torch.nn.functional.normalize(p.v, dim=1))
+        view.set("S", view.p.S.clamp(min=0.0))
+        for name, t, axis in (("u", view.p.u, 0), ("v", view.p.v, 1)):
+            view.set(name, torch.nn.functional.normalize(t, dim=axis))
         view.s["since"] += 1
         if view.step % self.every == 0:
             self.turn(view)
 
     def turn(self, view: Any) -> None:
-        p, r = view.p, len(view.p.I)
+        p, q, r = view.p, len(view.p.S), len(view.p.I)
         view.set("U", p.U.index_copy(1, p.I, p.u))
         view.set("V", p.V.index_copy(0, p.I, p.v))
         view.s["turns"] += 1
-        q = len(p.S)
         if int(view.s["turns"]) % -(-q // r) == 0:
             U, S, V = torch.linalg.svd((p.U * p.S) @ p.V, full_matrices=False)
-            for name, t, restart in (("U", U, False), ("S", S, True), ("V", V, False)):
-                view.set(name, t, restart=restart)
+            view.set("U", U), view.set("V", V), view.set("S", S, restart=True)
         share = 0.5 * (1.0 / q + p.S.double() / p.S.double().sum().clamp_min(1e-300))
         dice = view.draw("sst").uniform((q,), 1.0).double().abs().clamp_min(1e-300).to(share)  # uniform on [0, 1)
         I = (dice.log() / share).topk(r).indices.sort().values  # noqa: E741  the largest of u^(1/p): draws one after another
         view.set("I", I)
-        view.set("u", p.U[:, I], restart=True)
-        view.set("v", p.V[I], restart=True)
+        for name, t in (("u", p.U[:, I]), ("v", p.V[I])):
+            view.set(name, t, restart=True)
         view.s["since"].zero_()

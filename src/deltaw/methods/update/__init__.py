@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...spec import Registry, from_config
+from ...spec import Registry, dataclass_transform, from_config
 
 T = TypeVar("T")
 UPDATES: Registry[Any] = Registry("update")
 
 
+@dataclass_transform(frozen_default=True)
 def update(*, paper: str) -> Callable[[type[T]], type[T]]:
     """Register an update rule under the name of its module."""
 
@@ -38,11 +39,12 @@ class About:
     """What a rule may ask about the tensors it moves.
 
     lookups: names that belong to embeddings and, in a whole model, to its output head. scale(site): s of W + s B A at the site whose
-    tensors are "SITE.A" and "SITE.B"; SpecError where the method there is of another form.
+    tensors are "SITE.A" and "SITE.B"; SpecError where the method there is of another form. turned: weights that are stored in x out.
     """
 
     lookups: frozenset[str] = frozenset()
     scale: Callable[[str], float] = lambda site: 1.0
+    turned: frozenset[str] = frozenset()
 
 
 NOTHING = About()
@@ -87,9 +89,10 @@ def fused(
     make: Callable[..., torch.optim.Optimizer], groups: list[dict[str, Any]], lr: float, **kw: Any
 ) -> torch.optim.Optimizer:
     """make(groups, lr, fused=True): one kernel for all tensors of a group, where torch has one for their devices and dtypes
-    (not on the meta device, not for complex numbers). `fused`, `foreach` and `differentiable` among the keywords win.
+    (not on the meta device, not for complex numbers, nor for other layouts than rows: it walks through memory, and moments that
+    come from a file lie in rows). `fused`, `foreach` and `differentiable` among the keywords win.
     """
     tensors = [p for g in groups for _, p in g["params"]]
-    if all(p.device.type in FUSED and p.is_floating_point() for p in tensors):
+    if all(p.device.type in FUSED and p.is_floating_point() and p.is_contiguous() for p in tensors):
         kw = kw if {"fused", "foreach", "differentiable"} & kw.keys() else {**kw, "fused": True}
     return make(groups, lr=lr, **kw)

@@ -46,7 +46,7 @@ class MuP:
         if len(widths) > 2:
             raise SpecError(f"{name}: muP is about one or two dims that are widths; found {len(widths)}")
         if len(widths) == 2:
-            return 1 / widths[1] if adam else widths[0] / widths[1]
+            return float(1 / widths[1] if adam else widths[0] / widths[1])
         reads = p.dim() > 1 and grown[0] is None and name not in lookups and name not in self.readouts
         return 1.0 if not widths else 1 / widths[0] if reads else 1.0 if adam else widths[0]
 

@@ -34,7 +34,8 @@ class Haar:
 
     def __call__(self, M: Tensor, k: int, old: Tensor | None, draw: Draw) -> Tensor:
         Q, R = torch.linalg.qr(draw.normal((M.shape[0], k), M, "haar"))
-        return Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)
+        uniform: Tensor = Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)
+        return uniform
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class Phi(Residual):
 
     def __call__(self, seen: Seen, s: Numbers) -> Tensor | None:
         along = {"dim": seen.frame.along(seen.f), "keepdim": True} if self.per == "vector" else {}
-        phi = seen.U.norm(**along) / (seen.C.norm(**along) + 1e-8)
+        phi: Tensor = seen.U.norm(**along) / (seen.C.norm(**along) + 1e-8)
         S = (seen.G - seen.scale * seen.frame.up(seen.f, seen.C)) * phi if seen.scale else seen.G * phi
         norm = S.norm()
         if "norm" in s:
