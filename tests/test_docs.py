@@ -110,7 +110,7 @@ def test_the_worked_example_is_the_code():
 def test_the_complete_examples_are_verified(tmp_path):
     """CONTRIBUTING shows whole files, under their paths: in a copy of the package each is found and agrees with its closed form."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    files = dict(re.findall(r"^`((?:methods|testing)/[\w/]+\.py)`.*:\n\n```python\n(.*?)```", text, re.M | re.S))
+    files = dict(re.findall(r"^`((?:methods|testing)/[\w/]+\.py)`[^\n]*:\n\n```python\n(.*?)```", text, re.M | re.S))
     examples = [Path(name) for name in files if name.startswith("methods/")]
     assert [p.parent.name for p in examples] == ["update", "init", "rules"]
     assert {f"testing/closed/{p.parent.name}/{p.name}" for p in examples} == {n for n in files if n.startswith("testing/")}

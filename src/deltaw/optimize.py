@@ -9,9 +9,9 @@ from torch import nn
 
 from .errors import SpecError
 from .methods.update import UPDATES, About
+from .plan import one_of
 from .sites import dense
 from .sites.find import is_ours, output_head
-from .spec import from_config
 
 
 def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: Any) -> torch.optim.Optimizer:
@@ -21,6 +21,7 @@ def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: 
     everything else by AdamW, where the rule is one for matrices. kw goes to the rule's optimiser (weight_decay, seed).
     Its `in_backward()` steps inside the backward pass, so that the model's gradients never exist together.
     """
+    update = one_of(UPDATES, update, "optimizer")
     named = {k: p for k, p in model.named_parameters() if p.requires_grad and not is_ours(k)}
     if not named:
         raise SpecError("no parameter of this model requires a gradient: an adapter is attached, or it was frozen")
@@ -35,5 +36,5 @@ def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: 
         for found in ({id(getattr(m, "weight", None)) for m in tables}, stored)
     )
     about = About(lookups, turned=turned)
-    made: torch.optim.Optimizer = from_config(update, UPDATES).optimizer(named, lr, about=about, **kw)
+    made: torch.optim.Optimizer = update.optimizer(named, lr, about=about, **kw)
     return made

@@ -130,9 +130,10 @@ class SubOptimizer(torch.optim.Optimizer):
 
         `step()` goes on being called after each group of passes: it moves what has not moved (a part of the model that
         saw fewer passes) and lets schedulers count. max_norm clips each unit's own gradient: the norm over all of them is
-        not known while they come in. Several processes: the gradients are averaged here, so the model goes without DDP,
-        and each process has to come to the same units in the same order. SpecError where something acts before a step (rules of an
-        adapter, an outer optimiser): it would come too late.
+        not known while they come in; a trainer's own clipping (transformers' max_grad_norm) finds no gradients then. Several
+        processes: the gradients are averaged here, so the model goes without DDP, and each process has to come to the same
+        units in the same order. SpecError where something acts before a step (rules of an adapter, an outer optimiser): it
+        would come too late.
         """
         if micro_batches < 1:
             raise SpecError(f"micro_batches counts the backward passes of one step: at least 1; found {micro_batches}")
