@@ -71,7 +71,7 @@ class KlsOptimizer(SubOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """closure (zero the gradients, forward, backward, return the loss): a whole step, two evaluations of it; the loss
         of the first. Without one: the next half, with the gradients that are there."""
-        loss = super().step(closure)
+        loss = self._move(closure)
         if closure is not None:
-            super().step(closure)
+            self._move(closure)
         return loss

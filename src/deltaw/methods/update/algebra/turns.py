@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,16 +54,24 @@ class Turns(Rule):
     idle: Rule | None = None
 
     def step(self, p: dict[str, Tensor], g: dict[str, Tensor], state: dict[str, dict[str, Any]], now: Step) -> None:
-        first = state[next(iter(p))]
-        t = int(first.setdefault("turns", torch.zeros(())))
-        if t % self.every == 0:
-            for s in state.values():
-                s.pop("turn", None)
+        t = self._next(state)
         mine = self.index in turn(t // self.every, self.count, self.at_once, self.order, now.seed)
         rule = self.active if mine else self.idle
         if rule is not None:
             rule.step(p, g, {role: s.setdefault("turn", {}) for role, s in state.items()}, now)
+
+    def rest(self, state: Callable[[], dict[str, dict[str, Any]]]) -> None:
+        self._next(state())  # the turn is that of all units
+
+    def _next(self, state: dict[str, dict[str, Any]]) -> int:
+        """The number of this step; with a new turn old state goes."""
+        first = next(iter(state.values()))
+        t = int(first.setdefault("turns", torch.zeros(())))
+        if t % self.every == 0:
+            for s in state.values():
+                s.pop("turn", None)
         first["turns"] = first["turns"] + 1
+        return t
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,153 @@
+"""Defects found by reading against the specification: one test each, in the words of what was promised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deltaw
+from deltaw import Plan
+from deltaw.errors import SpecError, StateMismatch
+from deltaw.methods.update.algebra import SGD, Sub, SubOptimizer, Unit, Whole
+from deltaw.methods.update.badam import BAdam
+from deltaw.methods.update.dlrt import DLRTSteps
+from deltaw.testing.tiny import Tiny, settle, values
+
+F64 = torch.float64
+
+
+def optimizer(
+    rule: Any, shapes: dict[str, tuple[int, ...]], lr: float = 1.0, **kw: Any
+) -> tuple[SubOptimizer, dict[str, Any]]:
+    p = {k: nn.Parameter(values(*s, name=k)) for k, s in shapes.items()}
+    return SubOptimizer([{"params": list(p.items())}], [Unit(k, rule, {"W": t}) for k, t in p.items()], lr, **kw), p
+
+
+def push(*params: Tensor) -> None:
+    """A backward pass that gives each of them a gradient of ones."""
+    sum(t.sum() for t in params).backward()
+
+
+SGDS = Sub(Whole(), SGD(), every=0)
+
+
+# ---- in_backward
+
+
+def test_a_schedule_is_heard_inside_backward_after_a_state_was_loaded():
+    opt, p = optimizer(SGDS, {"a": (2, 3)})
+    with opt.in_backward():
+        push(p["a"])
+        opt.step()
+        opt.load_state_dict(opt.state_dict())
+        opt.param_groups[0]["lr"] = 0.0
+        before = p["a"].detach().clone()
+        push(p["a"])
+    assert torch.equal(p["a"], before)
+
+
+def test_a_block_that_broke_off_leaves_no_count_of_gradients():
+    opt, p = optimizer(SGDS, {"a": (2, 3), "b": (2, 3)})
+    with pytest.raises(KeyError), opt.in_backward(2):
+        push(p["a"])
+        raise KeyError
+    opt.zero_grad()
+    before = p["a"].detach().clone()
+    with opt.in_backward(2):
+        push(*p.values())
+        assert torch.equal(p["a"], before)  # one of two micro-batches
+        push(*p.values())
+    assert torch.equal(p["a"], before - 2)
+
+
+def test_a_frozen_tensor_has_no_gradient_to_wait_for_and_leaves_no_hooks():
+    opt, p = optimizer(SGDS, {"a": (2, 3), "b": (2, 3)})
+    p["b"].requires_grad_(False)
+    before = p["a"].detach().clone()
+    with opt.in_backward():
+        push(p["a"])
+    assert torch.equal(p["a"], before - 1)
+    push(p["a"])  # outside of the block a backward pass moves nothing
+    assert torch.equal(p["a"], before - 1) and p["a"].grad is not None
+
+
+def test_what_moves_late_is_clipped_as_well():
+    """A part of the model that saw fewer passes is moved by step()."""
+    opt, p = optimizer(SGDS, {"a": (2, 3), "b": (2, 3)})
+    before = p["b"].detach().clone()
+    with opt.in_backward(2, max_norm=0.5):
+        push(p["a"], 1e3 * p["b"])
+        push(p["a"])
+        opt.step()
+    assert float((p["b"] - before).detach().norm()) == pytest.approx(0.5, rel=1e-3)
+    assert p["b"].grad is None
+
+
+@pytest.mark.parametrize("what", ["rule", "outer"])
+def test_what_acts_before_a_step_is_not_passed_over_inside_backward(what):
+    """A rule would see no gradient any more, an outer optimiser weights that have moved already."""
+    model = settle(Tiny(), F64)
+    if what == "rule":
+        plan = Plan({"key": "lora_fa", "r": 2}, update={"key": "frugal", "every": 4}, rules=("lora_fa",))
+        opt: Any = deltaw.attach(model, plan).optimizer(1e-2)
+    else:
+        opt = deltaw.optimizer(model, {"key": "diloco", "inner": {"key": "galore", "r": 2}}, 1e-2)
+    with pytest.raises(SpecError, match="before a step"), opt.in_backward():
+        pass
+
+
+# ---- parameters that come, go, or have no gradient
+
+
+def test_a_group_that_no_rule_moves_is_refused():
+    opt, _ = optimizer(SGDS, {"a": (2, 3)})
+    with pytest.raises(SpecError, match="unit"):
+        opt.add_param_group({"params": [("b", nn.Parameter(torch.ones(2, 3)))]})
+    assert len(opt.param_groups) == 1
+
+
+def test_a_state_of_tensors_in_another_order_is_refused():
+    """Torch goes by position and takes over the names of the state."""
+    one, two = (optimizer(SGDS, dict.fromkeys(names, (2, 3)))[0] for names in ("ab", "ba"))
+    two.load_state_dict(two.state_dict())
+    with pytest.raises(StateMismatch, match="'b'.*'a'"):
+        one.load_state_dict(two.state_dict())
+    assert one.param_groups[0]["param_names"] == ["a", "b"]
+
+
+def test_turns_go_by_the_optimisers_steps_also_where_a_unit_has_no_gradient():
+    p = {f"layers.{i}.weight": nn.Parameter(values(2, 3, name=f"l{i}")) for i in range(2)}
+    opt = BAdam(every=1, order="ascending").optimizer(p, 1e-2)
+    first, second = p.values()
+    push(second)  # step 0 is the turn of the first block, which no token has reached
+    opt.step()
+    opt.zero_grad()
+    before = [t.detach().clone() for t in p.values()]
+    push(first, second)
+    opt.step()
+    assert torch.equal(first, before[0]) and not torch.equal(second, before[1])
+
+
+def test_a_step_of_the_integrator_is_one_step_for_hooks():
+    optimizer(SGDS, {"a": (2, 3)})  # another optimiser of this library in the same process
+    p = {f"s.{k}": nn.Parameter(values(*s, name=k)) for k, s in {"U": (6, 4), "S": (4, 4), "V": (5, 4)}.items()}
+    for t in p.values():
+        t.data[:, 2:] = 0  # rank 2 of 4
+    p["s.S"].data[2:] = 0
+    opt, seen = DLRTSteps().optimizer(p, 1e-2), []
+    opt.register_step_post_hook(lambda *_: seen.append(1))
+    push(*p.values())
+    opt.step()
+    assert len(seen) == 1
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    model = settle(Tiny(), torch.float32)
+    opt = deltaw.optimizer(model, {"key": "galore", "r": 2}, 1e-2)
+    model(values(4, 16, name="x", dtype=torch.float32)).square().mean().backward()
+    model.blocks[0].up.weight.grad[0, 0] = float("nan")
+    with pytest.raises(SpecError, match="blocks.0.up.weight.*not finite"):
+        opt.step()
