@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import deltaw
 from deltaw import Plan
 from deltaw.errors import SpecError, StateMismatch
+from deltaw.methods.structure.lt_sft import LTSFT
 from deltaw.methods.update.algebra import SGD, Sub, SubOptimizer, Unit, Whole
 from deltaw.methods.update.badam import BAdam
 from deltaw.methods.update.dlrt import DLRTSteps
@@ -116,6 +117,20 @@ def test_a_state_of_tensors_in_another_order_is_refused():
     with pytest.raises(StateMismatch, match="'b'.*'a'"):
         one.load_state_dict(two.state_dict())
     assert one.param_groups[0]["param_names"] == ["a", "b"]
+
+
+def test_a_tensor_that_a_rule_has_made_anew_goes_on_being_trained():
+    """LT-SFT puts a shorter v in the place of the first one."""
+    model = settle(Tiny(), torch.float32)
+    plan = Plan(LTSFT(keep=0.1, steps=2), targets=["sq"], update={"key": "galore", "r": 2})
+    adapted = deltaw.attach(model, plan)
+    opt = adapted.optimizer(1e-2)
+    x = values(4, 16, name="x", dtype=torch.float32)
+    for _ in range(4):
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        opt.step()
+    assert all(v.any() for k, v in adapted.trainable().items() if k.endswith(".v"))
 
 
 def test_turns_go_by_the_optimisers_steps_also_where_a_unit_has_no_gradient():

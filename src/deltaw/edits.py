@@ -112,6 +112,8 @@ class View:
         self.entry.register_parameter(attribute(name), new)
         for group in optimizer.param_groups:
             group["params"] = [new if p is t else p for p in group["params"]]
+        for unit in getattr(optimizer, "units", ()):
+            unit.p = {role: new if p is t else p for role, p in unit.p.items()}
         if t in optimizer.state:
             optimizer.state[new] = optimizer.state.pop(t)
         return new
