@@ -12,7 +12,8 @@ import deltaw
 from deltaw import Plan
 from deltaw.errors import SpecError, StateMismatch
 from deltaw.methods.structure.lt_sft import LTSFT
-from deltaw.methods.update.algebra import SGD, Sub, SubOptimizer, Unit, Whole
+from deltaw.methods.update.algebra import SGD, Plain, Step, Sub, SubOptimizer, Unit, Whole
+from deltaw.methods.update.algebra import sub as sub_module
 from deltaw.methods.update.badam import BAdam
 from deltaw.methods.update.dlrt import DLRTSteps
 from deltaw.testing.tiny import Tiny, settle, values
@@ -166,3 +167,38 @@ def test_a_gradient_that_is_not_finite_is_named():
     model.blocks[0].up.weight.grad[0, 0] = float("nan")
     with pytest.raises(SpecError, match="blocks.0.up.weight.*not finite"):
         opt.step()
+
+
+def test_fused_kernels_find_the_step_count_where_the_tensor_is(monkeypatch):
+    """On a GPU a fused kernel reads it there; a count on the CPU would be an illegal address."""
+    seen = []
+    monkeypatch.setattr(
+        sub_module, "adamw", lambda params, *rest, **kw: seen.append((params[0], rest[4][0], kw["fused"]))
+    )
+
+    with torch._subclasses.FakeTensorMode():
+        t = torch.empty(3, device="cuda")
+        Plain().step({"W": t}, {"W": t}, {"W": {}}, Step({"W": 1.0}, {"W": 0.0}, 0, "w"))
+    ((param, count, fused),) = seen
+    assert not fused or count.device == param.device
+
+
+@pytest.mark.parametrize("key", ["adamw", "galore"])
+def test_moments_from_a_file_fit_a_tensor_of_any_layout(tmp_path, key):
+    """Fused kernels walk through memory: files hold rows, and this table is stored by columns."""
+    from deltaw.train import checkpoint
+
+    found = []
+    for broken in (False, True):
+        model = nn.Sequential(nn.Embedding(5, 4))
+        model[0].weight = nn.Parameter(values(4, 5, name="table", dtype=torch.float32).mT)
+        opt = deltaw.optimizer(model, key, 1e-2)
+        for step in range(4):
+            if broken and step == 2:
+                checkpoint.write(tmp_path, opt.state_dict())
+                opt.load_state_dict(checkpoint.read(tmp_path))
+            opt.zero_grad()
+            (model(torch.arange(5)) * values(5, 4, name=f"g{step}", dtype=torch.float32)).sum().backward()
+            opt.step()
+        found.append(model[0].weight.detach().clone())
+    assert torch.equal(*found)

@@ -88,9 +88,10 @@ def fused(
     make: Callable[..., torch.optim.Optimizer], groups: list[dict[str, Any]], lr: float, **kw: Any
 ) -> torch.optim.Optimizer:
     """make(groups, lr, fused=True): one kernel for all tensors of a group, where torch has one for their devices and dtypes
-    (not on the meta device, not for complex numbers). `fused`, `foreach` and `differentiable` among the keywords win.
+    (not on the meta device, not for complex numbers, nor for other layouts than rows: it walks through memory, and moments that
+    come from a file lie in rows). `fused`, `foreach` and `differentiable` among the keywords win.
     """
     tensors = [p for g in groups for _, p in g["params"]]
-    if all(p.device.type in FUSED and p.is_floating_point() for p in tensors):
+    if all(p.device.type in FUSED and p.is_floating_point() and p.is_contiguous() for p in tensors):
         kw = kw if {"fused", "foreach", "differentiable"} & kw.keys() else {**kw, "fused": True}
     return make(groups, lr=lr, **kw)

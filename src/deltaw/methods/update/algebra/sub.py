@@ -121,8 +121,12 @@ class Plain(Rule):
             s = state[role]
             if "step" not in s:
                 s |= {"step": torch.zeros(()), "m": torch.zeros_like(t), "v": torch.zeros_like(t)}
+            fused = t.device.type in ("cpu", "cuda") and t.is_contiguous()  # as in methods.update.fused
+            count = s["step"].to(t.device) if fused else s["step"]  # fused kernels read it where the tensor is; in the state it stays where it can be read
             adamw(
-                [t], [g[role]], [s["m"]], [s["v"]], [], [s["step"]], fused=t.device.type in ("cpu", "cuda"), foreach=False,
-                amsgrad=False, beta1=self.betas[0], beta2=self.betas[1], lr=now.lr[role], weight_decay=now.decay[role],
+                [t], [g[role]], [s["m"]], [s["v"]], [], [count], fused=fused, foreach=False, amsgrad=False,
+                beta1=self.betas[0], beta2=self.betas[1], lr=now.lr[role], weight_decay=now.decay[role],
                 eps=self.eps, maximize=False,
             )  # fmt: skip
+            if count is not s["step"]:
+                s["step"] = s["step"] + 1
