@@ -16,7 +16,7 @@ from deltaw.methods.update.algebra import SGD, Plain, Step, Sub, SubOptimizer, U
 from deltaw.methods.update.algebra import sub as sub_module
 from deltaw.methods.update.badam import BAdam
 from deltaw.methods.update.dlrt import DLRTSteps
-from deltaw.testing.tiny import Tiny, settle, values
+from deltaw.testing.tiny import Conv1D, Tiny, settle, values
 
 F64 = torch.float64
 
@@ -202,3 +202,54 @@ def test_moments_from_a_file_fit_a_tensor_of_any_layout(tmp_path, key):
             opt.step()
         found.append(model[0].weight.detach().clone())
     assert torch.equal(*found)
+
+
+# ---- over whole models
+
+
+class HeadFirst(nn.Module):
+    """A head that is named before the table it is tied to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.table = nn.Linear(8, 12, bias=False), nn.Embedding(12, 8)
+        self.table.weight = self.head.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids))
+
+
+class Wrapped(nn.Module):
+    """What DDP and torch.compile do to names."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_a_table_is_a_table_under_any_name():
+    opt = deltaw.optimizer(HeadFirst(), {"key": "galore", "r": 2})
+    assert [type(u.rule) for u in opt.units] == [Plain]
+
+
+def test_the_head_of_a_wrapped_model_is_moved_by_adamw():
+    from train_kit import tiny_model
+
+    opt = deltaw.optimizer(Wrapped(tiny_model(tie_word_embeddings=False)), {"key": "galore", "r": 2})
+    assert type({u.name: u.rule for u in opt.units}["module.lm_head.weight"]) is Plain
+
+
+def test_rows_are_outputs_also_where_a_weight_is_stored_transposed():
+    """Weight normalisation of a Conv1D is that of the same linear layer."""
+    linear, conv = nn.Linear(6, 10, dtype=F64), Conv1D(10, 6).double()
+    with torch.no_grad():
+        conv.weight.copy_(linear.weight.mT)
+        conv.bias.copy_(linear.bias)
+    x = values(5, 6, name="x")
+    for layer in (linear, conv):
+        opt = deltaw.optimizer(layer, {"key": "gradnormlorp", "r": 3, "every": 2, "svd": "exact"}, 1e-2)
+        for _ in range(5):
+            opt.zero_grad()
+            torch.log(torch.cosh(layer(x) - 1)).sum().backward()
+            opt.step()
+    torch.testing.assert_close(conv.weight.mT, linear.weight)

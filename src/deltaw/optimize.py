@@ -9,6 +9,8 @@ from torch import nn
 
 from .errors import SpecError
 from .methods.update import UPDATES, About
+from .sites import dense
+from .sites.find import output_head
 from .spec import from_config
 
 
@@ -24,8 +26,16 @@ def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: 
     named = {k: p for k, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise SpecError("no parameter of this model requires a gradient: an adapter is attached, or it was frozen")
-    tables = [f"{k}.weight" for k, m in model.named_modules() if isinstance(m, nn.Embedding)]
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    tables += [k for k, p in named.items() if head is not None and p is getattr(head, "weight", None)]
-    made: torch.optim.Optimizer = update.optimizer(named, lr, about=About(frozenset(tables)), **kw)
+    # by identity: a tied table has the name that comes first, and DDP or torch.compile may stand around the model that knows its head
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    tables += [h for m in model.modules() if (h := output_head(m)) is not None]
+    stored = {
+        id(m.weight) for m in model.modules() if (site := dense.site("", m)) is not None and site.kind == "conv1d_hf"
+    }
+    lookups, turned = (
+        frozenset(k for k, p in named.items() if id(p) in found)
+        for found in ({id(getattr(m, "weight", None)) for m in tables}, stored)
+    )
+    about = About(lookups, turned=turned)
+    made: torch.optim.Optimizer = update.optimizer(named, lr, about=about, **kw)
     return made

@@ -38,11 +38,12 @@ class About:
     """What a rule may ask about the tensors it moves.
 
     lookups: names that belong to embeddings and, in a whole model, to its output head. scale(site): s of W + s B A at the site whose
-    tensors are "SITE.A" and "SITE.B"; SpecError where the method there is of another form.
+    tensors are "SITE.A" and "SITE.B"; SpecError where the method there is of another form. turned: weights that are stored in x out.
     """
 
     lookups: frozenset[str] = frozenset()
     scale: Callable[[str], float] = lambda site: 1.0
+    turned: frozenset[str] = frozenset()
 
 
 NOTHING = About()
