@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import deltaw
 from deltaw import Plan
 from deltaw.errors import SpecError, StateMismatch
+from deltaw.methods import LoRA
 from deltaw.methods.structure.lt_sft import LTSFT
 from deltaw.methods.update.algebra import SGD, Plain, Step, Sub, SubOptimizer, Unit, Whole
 from deltaw.methods.update.algebra import sub as sub_module
@@ -237,6 +238,20 @@ def test_the_head_of_a_wrapped_model_is_moved_by_adamw():
 
     opt = deltaw.optimizer(Wrapped(tiny_model(tie_word_embeddings=False)), {"key": "galore", "r": 2})
     assert type({u.name: u.rule for u in opt.units}["module.lm_head.weight"]) is Plain
+
+
+def test_a_table_that_a_plan_trains_as_it_is_counts_as_one():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up = nn.Embedding(12, 8), nn.Linear(8, 8)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.up(self.embed(ids))
+
+    plan = Plan(LoRA(2), targets=["up"], train_modules=["embed"], update={"key": "galore", "r": 2})
+    opt: Any = deltaw.attach(Net(), plan).optimizer(1e-2)
+    assert {type(u.rule) for u in opt.units if "embed" in u.name} == {Plain}
 
 
 def test_rows_are_outputs_also_where_a_weight_is_stored_transposed():

@@ -74,7 +74,7 @@ class Adapted:
 
     def optimizer(self, lr: float, **kw: Any) -> torch.optim.Optimizer:
         """The plan's update rule over the trained tensors, keyed by name, with the rules of method and plan installed."""
-        tables = {a.site.name for a in self.assignments if a.site.kind == "embedding"}
+        tables = {a.site.name for a in self.assignments if a.site.kind == "embedding" or isinstance(a.site.module, nn.Embedding)}
         trained = self.trainable()
         lookups = frozenset(k for k in trained if k.rpartition(".")[0] in tables)
         about = About(lookups, self._scale)
