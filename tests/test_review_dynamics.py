@@ -12,12 +12,13 @@ import deltaw
 from deltaw import Plan
 from deltaw.errors import SpecError, StateMismatch
 from deltaw.methods import LoRA
+from deltaw.methods.init.gora import GoRA
 from deltaw.methods.structure.lt_sft import LTSFT
 from deltaw.methods.update.algebra import SGD, Plain, Step, Sub, SubOptimizer, Unit, Whole
 from deltaw.methods.update.algebra import sub as sub_module
 from deltaw.methods.update.badam import BAdam
 from deltaw.methods.update.dlrt import DLRTSteps
-from deltaw.testing.tiny import Conv1D, Tiny, settle, values
+from deltaw.testing.tiny import Conv1D, Lookup, Tiny, settle, values
 
 F64 = torch.float64
 
@@ -268,3 +269,20 @@ def test_rows_are_outputs_also_where_a_weight_is_stored_transposed():
             torch.log(torch.cosh(layer(x) - 1)).sum().backward()
             opt.step()
     torch.testing.assert_close(conv.weight.mT, linear.weight)
+
+
+# ---- initialisations and probes
+
+
+def test_gora_on_a_table_leaves_something_to_learn():
+    """On an embedding LoRA's A starts at zero, and B = ... G Aᵀ would be zero, too."""
+    model, ids = settle(Lookup(), F64), torch.arange(12).view(3, 4)
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        return (m(x) - 1).square().mean()
+
+    plan = Plan(LoRA(4), targets=["blocks.0"], init=GoRA(r_min=2))
+    before = float(loss(model, ids).detach())
+    adapted = deltaw.attach(model, plan, stats=deltaw.probe(model, [ids], plan, loss=loss))
+    assert all(t.any() for t in adapted.trainable().values())
+    assert float(loss(model, ids).detach()) < before

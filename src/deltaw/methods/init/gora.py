@@ -19,6 +19,7 @@ from . import init, innermost, two_factors
 )
 class GoRA:
     """B = -gamma sqrt(n / r) / s G Aᵀ (A Aᵀ + 1e-8 I)⁻¹, A as the method draws it: s B A = -gamma sqrt(n / r) G P_A. W stays.
+    At an embedding, where the method draws B: A likewise, s B A = -gamma sqrt(m / r) P_B G.
 
     Ranks: importance I = mean |W * G| ("frobenius": its norm), p = I / sum I; budget T = sum f(m + n) r over the sites, f =
     "identity", "sqrt" or "log1p"; r_l = round(T p_l) // f(m + n), within [r_min, r_max]. They become overrides of the plan;
@@ -49,6 +50,13 @@ class GoRA:
 
     def fill(self, start: Start, p: Tensors, stats: dict[str, Tensor]) -> None:
         B, A, s = two_factors(start, p)
-        r, n = A.shape
-        gram = A @ A.mT + 1e-8 * torch.eye(r).to(A)
-        B.copy_(-self.gamma * math.sqrt(n / r) / s * torch.linalg.solve(gram, (stats["gradient"].to(A) @ A.mT).mT).mT)
+        G = stats["gradient"].to(A)
+        if A.any():
+            B.copy_(self.step(A, G) / s)
+        else:
+            A.copy_(self.step(B.mT, G.mT).mT / s)
+
+    def step(self, A: Tensor, G: Tensor) -> Tensor:
+        """(m, r): the coefficients of the descent in the rows of A (r, n)."""
+        (r, n), gram = A.shape, A @ A.mT
+        return -self.gamma * math.sqrt(n / r) * torch.linalg.solve(gram + 1e-8 * torch.eye(r).to(A), A @ G.mT).mT
