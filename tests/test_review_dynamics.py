@@ -286,3 +286,10 @@ def test_gora_on_a_table_leaves_something_to_learn():
     adapted = deltaw.attach(model, plan, stats=deltaw.probe(model, [ids], plan, loss=loss))
     assert all(t.any() for t in adapted.trainable().values())
     assert float(loss(model, ids).detach()) < before
+
+
+def test_a_probe_leaves_running_statistics_alone():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    before = {k: t.clone() for k, t in model.state_dict().items()}
+    deltaw.probe(model, [torch.randn(8, 4)], ["0", "2"], ["gradient"], loss=lambda m, x: m(x).square().mean())
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())

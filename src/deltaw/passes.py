@@ -82,7 +82,9 @@ def _masks(batch: Any) -> tuple[Tensor | None, Tensor | None]:
 
 @contextmanager
 def alone(model: nn.Module, seed: int) -> Iterator[None]:
-    """Adapters off, nothing trained, random numbers (dropout) of its own; afterwards everything is as it was."""
+    """Adapters off, nothing trained, random numbers (dropout) of its own; afterwards everything is as it was, running
+    statistics of batch norms as well."""
+    kept = [(b, b.clone()) for m in model.modules() if getattr(m, "track_running_stats", False) for b in m.buffers(recurse=False)]
     flags = {p: p.requires_grad for p in model.parameters()}
     modes = {m: m.training for m in model.modules()}
     shared, device = model.__dict__.get(ATTRIBUTE), next(model.parameters()).device
@@ -99,6 +101,8 @@ def alone(model: nn.Module, seed: int) -> Iterator[None]:
                 p.requires_grad_(flag)
             for m, mode in modes.items():
                 m.training = mode
+            for buffer, value in kept:
+                buffer.copy_(value)
             if off is not None:
                 off.__exit__()
 
