@@ -288,6 +288,37 @@ def test_gora_on_a_table_leaves_something_to_learn():
     assert float(loss(model, ids).detach()) < before
 
 
+class Routed(nn.Module):
+    """The second batch sends nothing to the expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.expert = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return y.index_add(0, (x[:, 0] > 0).nonzero()[:, 0], self.expert(y[x[:, 0] > 0]))
+
+
+def test_a_batch_without_tokens_for_a_layer_is_passed_over():
+    some, none = torch.ones(3, 4), -torch.ones(3, 4)
+    needs = ["inputs", "inputs_by_max", "components"]
+    stats = deltaw.probe(Routed(), [some, none], ["first", "expert"], needs)
+    assert all(t.isfinite().all() for found in stats.sites.values() for t in found.values())
+
+
+def test_a_loss_that_no_site_reaches_is_said_so():
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4)})
+    with pytest.raises(SpecError, match="idle"):
+        deltaw.probe(model, [torch.ones(2, 4)], ["idle"], ["gradient"], loss=lambda m, x: m["used"](x).square().mean())
+
+
+def test_inputs_that_are_not_finite_are_said_so():
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(SpecError, match="not finite"):
+        deltaw.probe(model, [torch.full((9, 4), float("nan"))], ["0"], ["components"], components=2)
+
+
 def test_a_probe_leaves_running_statistics_alone():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
     before = {k: t.clone() for k, t in model.state_dict().items()}

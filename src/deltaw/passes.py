@@ -136,7 +136,13 @@ def gradients(
                 watched[name].append(Watch(site, flip, always=True, keep=keep))
         with torch.enable_grad():
             for batch, done in _walk(model, batches, progress):
-                loss(model, batch).backward()  # type: ignore[no-untyped-call]
+                value = loss(model, batch)
+                if not value.requires_grad:
+                    raise SpecError(
+                        f"the loss of these batches depends on no site ({', '.join(list(ends)[:3])} ...): they are not reached, or "
+                        "gradient checkpointing cuts them off (the kind with use_reentrant=False does not)"
+                    )
+                value.backward()  # type: ignore[no-untyped-call]
                 count += 1
                 done()
     finally:
@@ -180,7 +186,10 @@ class Reading:
             with torch.no_grad():
                 for batch, done in _walk(model, batches, progress):
                     self.real, self.labelled = _masks(batch)
-                    forward(model, batch)
+                    try:
+                        forward(model, batch)
+                    except torch.linalg.LinAlgError as error:  # of the components of what was read
+                        raise SpecError(f"what a layer reads is not finite; look for NaN in these batches ({error})") from error
                     count += 1
                     done()
                     if "components" in self.wanted and self.settled() and self.wanted == {"components"}:
@@ -200,6 +209,8 @@ class Reading:
     def take(self, name: str, x: Tensor) -> None:
         X, sums = rows(x, self.real), self.sums.setdefault(name, {})
         self.tokens[name] = self.tokens.get(name, 0) + len(X)
+        if not len(X):  # a batch that the router sends elsewhere, or all padding
+            return
         if "inputs" in self.wanted:
             _add(sums, "inputs", (X.mT @ X).to(self.keep))
         if "inputs_by_max" in self.wanted:
