@@ -324,3 +324,19 @@ def test_a_probe_leaves_running_statistics_alone():
     before = {k: t.clone() for k, t in model.state_dict().items()}
     deltaw.probe(model, [torch.randn(8, 4)], ["0", "2"], ["gradient"], loss=lambda m, x: m(x).square().mean())
     assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+
+
+def test_the_cache_looks_into_nested_batches(tmp_path):
+    def loss(m: nn.Module, batch: Any) -> Tensor:
+        return (m(batch["inside"]["x"]) * batch["weights"][0]).square().mean()
+
+    def ask(x: float, w: float) -> Tensor:
+        batch = {"inside": {"x": torch.full((2, 4), x)}, "weights": [w]}
+        model = nn.Sequential(nn.Linear(4, 4))
+        with torch.no_grad():
+            model[0].weight.fill_(0.1)
+            model[0].bias.fill_(0.1)
+        return deltaw.probe(model, [batch], ["0"], ["gradient"], loss=loss, cache=tmp_path).sites["0"]["gradient"]
+
+    assert not torch.equal(ask(1.0, 1.0), ask(2.0, 1.0))
+    assert not torch.equal(ask(1.0, 1.0), ask(1.0, 2.0))

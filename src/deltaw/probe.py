@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from .errors import SpecError, nearest
 from .files.disk import commit, json_writer, raw, read_json, read_tensors, tensors_writer
 from .files.fingerprint import fingerprint
 from .methods.init import innermost, measured
-from .passes import Progress, Reading, alone, forward_of, gradients, loss_of, parts
+from .passes import Progress, Reading, alone, forward_of, gradients, loss_of
 from .plan import Assignment, Plan, has_weight
 from .sites import Site, find
 from .spec import Method, Start, change, scale_of, to_config
@@ -203,9 +203,24 @@ def starts(plan: Plan, assigned: list[Assignment]) -> list[Start]:
 
 
 def digest(batches: Iterable[Any]) -> str:
-    """A name for batches, from all their numbers."""
+    """A name for batches, from all their numbers, however deep in lists and dicts they are."""
     h = hashlib.sha256()
     for batch in batches:
-        for name, t in sorted(parts(batch).items()):
-            h.update(f"{name}{t.dtype}{tuple(t.shape)}".encode() + raw(t))
+        for name, t in _leaves(batch):
+            h.update(name.encode())
+            if isinstance(t, Tensor):
+                h.update(f"{t.dtype}{tuple(t.shape)}".encode() + raw(t))
+            else:
+                h.update(t.tobytes() if hasattr(t, "tobytes") else repr(t).encode())
     return h.hexdigest()[:16]
+
+
+def _leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(batch, Mapping):
+        for k in sorted(batch, key=str):
+            yield from _leaves(batch[k], f"{name}/{k}")
+    elif isinstance(batch, (tuple, list)):
+        for i, part in enumerate(batch):
+            yield from _leaves(part, f"{name}/{i}")
+    else:
+        yield name, batch
