@@ -340,3 +340,11 @@ def test_the_cache_looks_into_nested_batches(tmp_path):
 
     assert not torch.equal(ask(1.0, 1.0), ask(2.0, 1.0))
     assert not torch.equal(ask(1.0, 1.0), ask(1.0, 2.0))
+
+
+def test_names_with_dots_do_not_meet_in_a_checkpoint(tmp_path):
+    from deltaw.train import checkpoint
+
+    state = {"a": {"b.c": torch.zeros(1)}, "a.b": {"c": torch.ones(1)}}
+    checkpoint.write(tmp_path, state)
+    assert checkpoint.read(tmp_path) == state

@@ -35,6 +35,7 @@ ADAPTER, TENSORS, STATE = "adapter", "state.safetensors", "state.json"
 def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     """`tree` with its tensors moved into `tensors` and everything in a form that JSON keeps: {"@": kind, ...}."""
     if isinstance(tree, Tensor):
+        path = path if path not in tensors else f"{path}#{len(tensors)}"  # keys may hold dots themselves
         tensors[path] = tree.detach().cpu().contiguous().clone()
         return {"@": "tensor", "name": path}
     if isinstance(tree, dict):
