@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import SpecError
 from . import Rule, View, rule
 
 
@@ -25,6 +26,8 @@ class SSTTurns(Rule):
     warmup: int = 20
 
     def start(self, view: View) -> dict[str, Tensor]:
+        if not {"U", "V", "S", "u", "v", "I"} <= set(view.p.names()):
+            raise SpecError(f"{view.name}: sst takes turns with singular vectors (method 'sst'); found {view.method}")
         return {"since": torch.tensor(self.warmup), "turns": torch.tensor(0)}
 
     def before(self, view: View) -> None:

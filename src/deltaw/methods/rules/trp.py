@@ -36,6 +36,8 @@ class TRPCut(Rule):
     def start(self, view: View) -> dict[str, Tensor]:
         if not 0 < self.energy <= 1:
             raise SpecError(f"trp keeps a share `energy` of the squares, above 0 and up to 1; found {self.energy}")
+        if self.tensor not in view.p.names():
+            raise SpecError(f"{view.name}: trp cuts the tensor '{self.tensor}'; {view.method} has {', '.join(view.p.names())}")
         return {}
 
     def before(self, view: View) -> None:
