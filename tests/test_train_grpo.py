@@ -330,6 +330,7 @@ def test_the_command_trains_on_a_task(tmp_path, capsys):
         (["grpo.task.min_words=3"], "a task needs at least"),
         (["plan.targets=[lm_head]"], "would not be trained; exclude it"),
         (["data.format=text"], "'text' is missing"),
+        (["plan.init=lora_ga"], "'lora_ga' is measured on rows with labels"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed(tmp_path, more, text):

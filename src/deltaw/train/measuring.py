@@ -20,7 +20,7 @@ from .progress import Progress
 from .recipe import TrainPart, plain
 
 
-def measure(model: Any, plan: Plan, train: Encoded, t: TrainPart, pad: int, show: Progress, note: Any) -> Stats | None:
+def measure(model: Any, plan: Plan, train: Encoded | None, t: TrainPart, pad: int, show: Progress, note: Any) -> Stats | None:
     """Stats for the plan's init, from its own cache where the same was measured before; None if it needs none."""
     needs = measured(plan.init)
     if not needs:
@@ -29,6 +29,11 @@ def measure(model: Any, plan: Plan, train: Encoded, t: TrainPart, pad: int, show
         raise SpecError(
             f"init '{plan.init.key}' compares the base with the weights before quantisation, and a recipe names one model: "
             "deltaw.attach(model, plan, stats=deltaw.probe(model, (), plan, original=...)) in Python"
+        )
+    if train is None:
+        raise SpecError(
+            f"init '{plan.init.key}' is measured on rows with labels, and under grpo there are none: start with another init, or "
+            "from an adapter that was trained on such rows"
         )
     size = t.batch_size
     order = list(
