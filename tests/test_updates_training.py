@@ -20,6 +20,7 @@ GALORE = {"key": "galore", "r": 4, "every": 3}
 
 
 def recipe(tmp_path: Path, **train: Any) -> dict[str, Any]:
+    tmp_path.mkdir(exist_ok=True)
     plan = {"method": "full", "targets": ["q_proj", "down_proj"], "update": GALORE}
     rows = jsonl(tmp_path / "rows.jsonl", pairs())
     return {"plan": plan, "data": {"path": rows}, "out": str(tmp_path / "run"),

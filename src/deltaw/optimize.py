@@ -10,7 +10,7 @@ from torch import nn
 from .errors import SpecError
 from .methods.update import UPDATES, About
 from .sites import dense
-from .sites.find import output_head
+from .sites.find import is_ours, output_head
 from .spec import from_config
 
 
@@ -23,7 +23,7 @@ def optimizer(model: nn.Module, update: Any = "galore", lr: float = 1e-3, **kw: 
     """
     if isinstance(update, (str, dict)):
         update = from_config(update, UPDATES)
-    named = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    named = {k: p for k, p in model.named_parameters() if p.requires_grad and not is_ours(k)}
     if not named:
         raise SpecError("no parameter of this model requires a gradient: an adapter is attached, or it was frozen")
     # by identity: a tied table has the name that comes first, and DDP or torch.compile may stand around the model that knows its head
