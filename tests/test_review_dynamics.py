@@ -14,10 +14,12 @@ from deltaw.errors import SpecError, StateMismatch
 from deltaw.methods import LoRA
 from deltaw.methods.init.gora import GoRA
 from deltaw.methods.structure.lt_sft import LTSFT
+from deltaw.methods.update import UPDATES
 from deltaw.methods.update.algebra import SGD, Plain, Step, Sub, SubOptimizer, Unit, Whole
 from deltaw.methods.update.algebra import sub as sub_module
 from deltaw.methods.update.badam import BAdam
 from deltaw.methods.update.dlrt import DLRTSteps
+from deltaw.testing import updates
 from deltaw.testing.tiny import Conv1D, Lookup, Tiny, settle, values
 
 F64 = torch.float64
@@ -204,6 +206,26 @@ def test_moments_from_a_file_fit_a_tensor_of_any_layout(tmp_path, key):
             opt.step()
         found.append(model[0].weight.detach().clone())
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("key", sorted(UPDATES))
+def test_a_run_goes_on_from_files_to_the_bit(tmp_path, key):
+    """Files hold every tensor in rows: a product of others may round otherwise."""
+    from deltaw.train import checkpoint
+
+    for rule in updates.rules_of(key):
+        whole = updates.run(rule, dtype=torch.float32)
+        model, opt, p = updates.problem(rule, torch.float32)
+        updates._go(model, opt, range(updates.HALF), 1, False, torch.float32)
+        checkpoint.write(tmp_path, opt.state_dict())
+        weights = {k: t.detach().clone() for k, t in p.items()}
+        model, opt, p = updates.problem(rule, torch.float32)
+        with torch.no_grad():
+            for k, t in p.items():
+                t.copy_(weights[k])
+        opt.load_state_dict(checkpoint.read(tmp_path))
+        updates._go(model, opt, range(updates.HALF, updates.STEPS), 1, False, torch.float32)
+        assert all(torch.equal(t, whole[k]) for k, t in p.items()), rule
 
 
 # ---- over whole models
