@@ -228,6 +228,16 @@ def test_a_run_goes_on_from_files_to_the_bit(tmp_path, key):
         assert all(torch.equal(t, whole[k]) for k, t in p.items()), rule
 
 
+def test_momentum_begins_with_the_first_gradient_of_each_tensor():
+    p = {k: nn.Parameter(torch.ones(2)) for k in "ab"}
+    opt = UPDATES["sgd"](momentum=0.5).optimizer(p, 1.0)
+    push(p["a"])
+    opt.step()
+    push(*p.values())  # a has a gradient of twos now
+    opt.step()
+    assert torch.equal(p["a"], torch.full((2,), -2.5)) and torch.equal(p["b"], torch.zeros(2))
+
+
 # ---- over whole models
 
 

@@ -29,6 +29,7 @@ class SGD:
         self, named: dict[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
     ) -> torch.optim.Optimizer:
         groups = [{"params": list(named.items())}]
-        return fused(
-            torch.optim.SGD, groups, lr, **{"momentum": self.momentum, "weight_decay": self.weight_decay, **kw}
-        )
+        kw = {"momentum": self.momentum, "weight_decay": self.weight_decay, **kw}
+        if kw["momentum"]:  # the fused kernel takes no tensor whose first gradient comes after another's
+            kw.setdefault("foreach", None)
+        return fused(torch.optim.SGD, groups, lr, **kw)
