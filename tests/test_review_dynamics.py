@@ -382,10 +382,7 @@ def test_names_with_dots_do_not_meet_in_a_checkpoint(tmp_path):
     assert checkpoint.read(tmp_path) == state
 
 
-# ---- rules on what they are not for
-
-
-@pytest.mark.parametrize("key", ["trp", "sst"])
+@pytest.mark.parametrize("key", ["trp", "sst", "lora_ggpo"])
 def test_a_rule_for_other_tensors_is_refused_at_once(key):
     adapted = deltaw.attach(settle(Tiny(), torch.float32), Plan(LoRA(2), rules=(key,)))
     with pytest.raises(SpecError, match=f"{key}.*lora|lora.*{key}|blocks"):

@@ -27,9 +27,9 @@ class RowNoise(Rule):
 
     def start(self, view: Any) -> dict[str, Tensor]:
         p = view.p
-        if not {"A", "B"} & set(view.trained()) or p.A.dim() != 2 or p.B.shape[1] != p.A.shape[0]:
+        if not {"A", "B"} & set(view.trained()) or not {"tau", "key"} <= set(p.names()) or p.A.dim() != 2 or p.B.shape[1] != p.A.shape[0]:
             raise SpecError(
-                f"{view.name}: the noise follows the factors of W + s B A; found no such A and B in {view.method}"
+                f"{view.name}: the noise follows the factors of W + s B A in LoRAGGPO(...); found no such A and B in {view.method}"
             )
         return {"G": torch.zeros_like(p.tau)}
 
