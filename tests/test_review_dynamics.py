@@ -382,6 +382,16 @@ def test_names_with_dots_do_not_meet_in_a_checkpoint(tmp_path):
     assert checkpoint.read(tmp_path) == state
 
 
+# ---- rules on what they are not for
+
+
+def test_restarts_are_no_progress_that_an_outer_optimiser_averages():
+    """With DiLoCo around it a restart was half undone: the weight was another one after it."""
+    plan = Plan(LoRA(2), rules={"key": "relora", "every": 2, "restart_warmup": 0}, update={"key": "diloco", "every": 2})
+    with pytest.raises(SpecError, match="relora.*outer"):
+        deltaw.attach(settle(Tiny(), torch.float32), plan).optimizer(1e-2)
+
+
 @pytest.mark.parametrize("key", ["trp", "sst", "lora_ggpo"])
 def test_a_rule_for_other_tensors_is_refused_at_once(key):
     adapted = deltaw.attach(settle(Tiny(), torch.float32), Plan(LoRA(2), rules=(key,)))

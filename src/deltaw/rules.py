@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .edits import View
 from .errors import SpecError, StateMismatch
+from .methods.rules import Rule
 from .sites import Site
 from .sites.find import layer_index
 from .sites.watch import Watch
@@ -99,6 +100,9 @@ def install(adapted: Adapted, optimizer: torch.optim.Optimizer) -> None:
             asked.setdefault(rule, []).append((a.site.name, a.method))
     if not asked:
         return
+    moving = [r.key for r in asked if type(r).after is not Rule.after or type(r).after_all is not Rule.after_all]
+    if moving and hasattr(optimizer, "outer"):
+        raise SpecError(f"'{moving[0]}' changes tensors after a step, which an outer optimiser (diloco) would take for what training did")
     engine = Engine(adapted, [])
     for rule, wanted in asked.items():
         number = {s: -1 if (k := layer_index(s)) is None else k for s, _ in wanted}  # what is in no layer comes first
