@@ -228,6 +228,15 @@ def test_a_run_goes_on_from_files_to_the_bit(tmp_path, key):
         assert all(torch.equal(t, whole[k]) for k, t in p.items()), rule
 
 
+def test_frames_of_hd_pissa_hold_no_more_than_themselves():
+    model = nn.Linear(6, 8, bias=False)
+    opt = deltaw.optimizer(model, {"key": "hd_pissa", "r": 1, "workers": 2}, 1e-2)
+    model(torch.ones(2, 6)).sum().backward()
+    opt.step()
+    for t in opt.state[model.weight]["frame"].values():
+        assert t.untyped_storage().nbytes() == t.numel() * t.element_size()
+
+
 def test_momentum_begins_with_the_first_gradient_of_each_tensor():
     p = {k: nn.Parameter(torch.ones(2)) for k in "ab"}
     opt = UPDATES["sgd"](momentum=0.5).optimizer(p, 1.0)

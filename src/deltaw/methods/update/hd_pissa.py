@@ -33,7 +33,8 @@ class Slices(Rule):
         U, S, V = torch.linalg.svd(W.to(torch.promote_types(W.dtype, torch.float32)), full_matrices=False)
         sign, mine = (signed(U) * U).sum(0).sign(), slice(rank * w * self.r, (rank + 1) * w * self.r)
         B, A = (U * sign * S.sqrt())[:, mine], ((sign * S.sqrt())[:, None] * V)[mine]
-        return {"B": gather(B.unflatten(1, (w, -1)).movedim(1, 0).contiguous()), "A": gather(A.unflatten(0, (w, -1)).contiguous())}  # in rows, as from a file
+        own = (t.clone(memory_format=torch.contiguous_format) for t in (B.unflatten(1, (w, -1)).movedim(1, 0), A.unflatten(0, (w, -1))))
+        return dict(zip("BA", map(gather, own)))  # in rows, as from a file, and no views that hold all of U and V
 
     def step(self, p: dict[str, Tensor], g: dict[str, Tensor], state: dict[str, dict[str, Any]], now: Step) -> None:
         W, s, lr, first = p["W"], state["W"], now.lr["W"], place()[0] * self.workers
