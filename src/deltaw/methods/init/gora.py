@@ -51,10 +51,8 @@ class GoRA:
     def fill(self, start: Start, p: Tensors, stats: dict[str, Tensor]) -> None:
         B, A, s = two_factors(start, p)
         G = stats["gradient"].to(A)
-        if A.any():
-            B.copy_(self.step(A, G) / s)
-        else:
-            A.copy_(self.step(B.mT, G.mT).mT / s)
+        free, step = (B, self.step(A, G)) if A.any() else (A, self.step(B.mT, G.mT).mT)
+        free.copy_(step / s)
 
     def step(self, A: Tensor, G: Tensor) -> Tensor:
         """(m, r): the coefficients of the descent in the rows of A (r, n)."""
