@@ -397,3 +397,12 @@ def test_a_rule_for_other_tensors_is_refused_at_once(key):
     adapted = deltaw.attach(settle(Tiny(), torch.float32), Plan(LoRA(2), rules=(key,)))
     with pytest.raises(SpecError, match=f"{key}.*lora|lora.*{key}|blocks"):
         adapted.optimizer(1e-2)
+
+
+def test_frames_of_hd_pissa_hold_no_more_than_themselves():
+    model = nn.Linear(6, 8, bias=False)
+    opt = deltaw.optimizer(model, {"key": "hd_pissa", "r": 1, "workers": 2}, 1e-2)
+    model(torch.ones(2, 6)).sum().backward()
+    opt.step()
+    for t in opt.state[model.weight]["frame"].values():
+        assert t.untyped_storage().nbytes() == t.numel() * t.element_size()

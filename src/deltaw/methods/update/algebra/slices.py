@@ -39,7 +39,8 @@ class Slices(Rule):
         sign, mine = signs(U), slice(rank * w * self.r, (rank + 1) * w * self.r)
         B, A = (U * sign * S.sqrt())[:, mine], ((sign * S.sqrt())[:, None] * V)[mine]
         parts = {"B": B.unflatten(1, (w, -1)).movedim(1, 0), "A": A.unflatten(0, (w, -1))}
-        return {k: gather(t.contiguous()) for k, t in parts.items()}  # in rows, as from a file
+        # in rows, as from a file, and no views that hold all of U and V
+        return {k: gather(t.clone(memory_format=torch.contiguous_format)) for k, t in parts.items()}
 
     def step(self, p: dict[str, Tensor], g: dict[str, Tensor], state: dict[str, dict[str, Any]], now: Step) -> None:
         W, s, lr, first = p["W"], state["W"], now.lr["W"], place()[0] * self.workers
