@@ -448,8 +448,11 @@ def test_report_command(tmp_path, capsys):
     assert main([*words, "--check"]) == 1 and not (tmp_path / "docs").exists()
     assert main(words) == 0 and main([*words, "--check"]) == 0
     (tmp_path / "docs" / "benchmarks" / "old.svg").write_text("<svg/>")
+    (tmp_path / "docs" / "benchmarks" / "mine.svg").write_text("<svg/>")
+    (tmp_path / "docs" / "study.md").write_text("![of another page](benchmarks/mine.svg)")
     assert main([*words, "--check"]) == 1 and main(words) == 0
     assert not (tmp_path / "docs" / "benchmarks" / "old.svg").exists()
+    assert (tmp_path / "docs" / "benchmarks" / "mine.svg").exists()
     assert main(["bench", "report", "--records", str(tmp_path / "none")]) == 2
     capsys.readouterr()
 
