@@ -27,6 +27,8 @@ METHODS = [LoRA(R, ALPHA), RsLoRA(R, ALPHA), DoRA(LoRA(R, ALPHA))]
 def test_every_class_has_a_name_in_its_axis():
     for axis, table in deltaw.testing.AXES.items():
         for cls in table.table.values():
+            if not cls.__module__.startswith("deltaw."):
+                continue  # of another test
             assert getattr(getattr(deltaw.methods, axis), cls.__name__) is cls
     assert deltaw.methods.update.GaLore(r=0.25).r == 0.25 and deltaw.methods.rules.SwitchLoRA is not deltaw.methods.init.SwitchLoRA
 
@@ -41,12 +43,9 @@ def test_what_is_no_update_and_no_init_is_named():
         Plan("lora", init=INITS["pissa"])
     with pytest.raises(SpecError, match="shrink needs tensor and by: {'key': 'shrink', 'tensor': ..., 'by': ...}"):
         Plan("lora", rules="shrink")
-    model = tiny()
-    adapted = deltaw.attach(model, Plan(LoRA(2), rules="sst"))  # a rule for another method
-    optimizer = adapted.optimizer(1e-3)
-    model(X).square().mean().backward()
-    with pytest.raises(SpecError, match="no tensor 'S' at this site; it has A, B"):
-        optimizer.step()
+    adapted = deltaw.attach(tiny(), Plan(LoRA(2), rules="sst"))  # a rule for another method
+    with pytest.raises(SpecError, match="sst takes turns with singular vectors"):
+        adapted.optimizer(1e-3)
     with pytest.raises(SpecError, match="no method 'galore', which is an update"):
         Plan("galore")
     with pytest.raises(SpecError, match="no init 'relora', which is a rule"):

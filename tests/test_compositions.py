@@ -36,7 +36,7 @@ from deltaw.testing.laws.base import close, gap, push
 from deltaw.testing.tiny import Codes, coded
 
 WRAPPERS = {"dora": DoRA, "drop": lambda m: Drop(m, p=0.25), "gate": Gate, "bitfit": BitFit}
-UNDONE = ("deft", "hra", "lorma", "osf", "paca", "trainable_tokens")
+UNDONE = ("deft", "hra", "lorma", "osf", "paca", "sst", "trainable_tokens", "trp")
 """What starts as the base because its tensors, none of them 0, undo each other."""
 INNER = {f"{k}-{i}": m for k in METHODS if METHODS[k].axis == "structure" for i, m in enumerate(oracles.instances(METHODS[k]))}
 PAIRS = [(w, k) for w in WRAPPERS for k in INNER]

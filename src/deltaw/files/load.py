@@ -166,7 +166,7 @@ def _compare_sites(saved: Saved, adapted: Adapted) -> None:
     where, listed = saved.path / CARD, saved.card.get("sites")
     if not isinstance(listed, list) or not all(isinstance(r, dict) and isinstance(r.get("name"), str) for r in listed):
         raise StateMismatch(f"{where}: 'sites' must be a list of objects with a name each")
-    here = {r["name"]: r for r in rows(adapted)}
+    here = {r["name"]: r for r in rows(adapted, constants=False)}
     there = {r["name"]: r for r in listed}
     for name in there:
         if name not in here:

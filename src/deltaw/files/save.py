@@ -87,16 +87,17 @@ def _versions() -> dict[str, str]:
     return {"deltaw": __version__, "torch": torch.__version__, "safetensors": safetensors.__version__}
 
 
-def rows(adapted: Adapted) -> list[dict[str, Any]]:
-    """The resolved sites; the method only where it is not the plan's, the rank of a constant where there is one."""
-    out, entries = [], adapted.entries()
+def rows(adapted: Adapted, constants: bool = True) -> list[dict[str, Any]]:
+    """The resolved sites; the method only where it is not the plan's; with `constants` the rank of one where there is one, which
+    asks for the tensors, while the rest follows from the plan."""
+    out, entries = [], adapted.entries() if constants else {}
     for a in adapted.assignments:
         row: dict[str, Any] = {"name": a.site.name, "kind": a.site.kind, "shape": list(a.site.shape)}
         if a.method != adapted.plan.method:
             row["method"] = to_config(a.method)
         if a.shares is not None:
             row |= {"shares": a.shares, "flip": a.flip}
-        elif moved := entries[a.site.name].moved:
+        elif constants and (moved := entries[a.site.name].moved):
             row["offset"] = moved
         out.append(row)
     return out
