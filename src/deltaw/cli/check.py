@@ -58,13 +58,12 @@ def carried_out(asked: list[tuple[str, str]], compiled: bool, jobs: int) -> Iter
         for axis, key in asked:
             yield axis, key, one_report(axis, key, compiled)
         return
-    from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=one_thread, max_tasks_per_child=10) as pool:
-        found = [pool.submit(one_report, axis, key, compiled) for axis, key in asked]
-        for (axis, key), f in zip(asked, found):
-            yield axis, key, f.result()
+    # not concurrent.futures: in Python 3.11 its processes are not renewed once the last of them has ended (gh-115634), and it waits for ever
+    with get_context("spawn").Pool(jobs, one_thread, maxtasksperchild=10) as pool:
+        for (axis, key), report in zip(asked, pool.imap(one_of_many, [(*pair, compiled) for pair in asked])):
+            yield axis, key, report
 
 
 def one_thread() -> None:
@@ -78,3 +77,7 @@ def one_report(axis: str, key: str, compiled: bool) -> Any:
     from ..testing import AXES, check, check_axis
 
     return check_axis(axis, key) if axis in AXES else check(METHODS[key], compiled=compiled)
+
+
+def one_of_many(asked: tuple[str, str, bool]) -> Any:
+    return one_report(*asked)
