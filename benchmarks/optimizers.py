@@ -190,7 +190,10 @@ def page() -> str:
     if r := newest("optimizers"):
         lines += [
             f"{r['model']}, {r['parameters']:,} parameters in float32, batches of {r['batch'][0]} x {r['batch'][1]} tokens, {r['threads']} threads "
-            f"({r['machine']['cpu']}), {r['date']}. Frames are chosen again every {r['every']} steps; that time is spread over them.", "",
+            f"({r['machine']['cpu']}), {r['date']}. Frames are chosen again every {r['every']} steps; that time is spread over them. State numbers are of "
+            "the whole model, of which embeddings and norms, 21 % here, are moved by AdamW: a rule that halves the matrices' state does not halve "
+            "the model's. Stated: the rule's formula for every matrix, and two moments for each other number; Flora keeps less than that of the "
+            "others, and BAdam has the state of one block at a time (at this moment the final norm).", "",
             "| rule | state numbers | stated by its formula | of AdamW's state | its step / AdamW's | whole training step / AdamW's |",
             "|---|---|---|---|---|---|",
         ]  # fmt: skip
@@ -205,6 +208,8 @@ def page() -> str:
             f"{r['micro_batches']} passes, {r['date']}:", "", "| way | MiB |", "|---|---|",
         ]  # fmt: skip
         lines += [f"| {w} | {v['added'] / 2**20:.0f} |" for w, v in r["ways"].items()] + [""]
+    if not newest("optimizers"):
+        lines += ["No record yet: `python benchmarks/optimizers.py run`.", ""]
     return "\n".join(lines)
 
 
