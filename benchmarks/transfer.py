@@ -4,7 +4,8 @@
     python benchmarks/transfer.py report           # docs/transfer.md and its picture, from the newest record
 
 A Llama of two layers (heads of 16 numbers, bytes as tokens) is trained from scratch on the texts of `pydoc_data.topics`, which ship with
-CPython: 50 steps of AdamW (no weight decay) on 16 pieces of 64 bytes, warm-up over 5 steps, then linear decay to 0. Weights start with a standard deviation of 1 / sqrt(width). Every width, parametrisation, rate and seed is
+CPython: 50 steps of AdamW (no weight decay) on 16 pieces of 64 bytes, warm-up over 5 steps, then linear decay to 0. Weights start with a standard deviation of 1 / sqrt(width), which was chosen after
+a trial: from the usual 0.02 at every width, far too little at the smallest, muP's best rate moved too. Every width, parametrisation, rate and seed is
 one run; its score is the loss on the last twentieth of the text, which is not trained on. muP is relative to the smallest width, where both
 are the same model with the same rates. A rate is best where the mean over seeds is lowest. The record is written after every run.
 """
