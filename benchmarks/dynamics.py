@@ -464,7 +464,13 @@ OWN = ("contenders", "skipped", "date", "sessions")  # in which records that can
 
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    return sorted(k for k in (a.keys() | b.keys()) - set(OWN) if a.get(k) != b.get(k))
+    """What of two records does not agree; of the machine the processor counts, not its kernel or how much memory it lends."""
+
+    def of(record: dict[str, Any], k: str) -> Any:
+        found = record.get(k)
+        return {w: found.get(w) for w in ("cpu", "cores", "cpu_capability")} if k == "machine" and found else found
+
+    return sorted(k for k in (a.keys() | b.keys()) - set(OWN) if of(a, k) != of(b, k))
 
 
 def summary(found: dict[str, Any]) -> str:
