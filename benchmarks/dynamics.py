@@ -59,13 +59,21 @@ from deltaw.testing.updates import leaves
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "dynamics.md"
-CACHE = Path(os.environ.get("DELTAW_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deltaw")
+CACHE = Path(
+    os.environ.get("DELTAW_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deltaw"
+)
 MODEL = {
     "vocab_size": 256, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": False, "initializer_range": 0.05,
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
-REST = ["embed_tokens", "lm_head", "norm", "input_layernorm", "post_attention_layernorm"]  # trained in full beside an adapter, from scratch
+REST = [
+    "embed_tokens",
+    "lm_head",
+    "norm",
+    "input_layernorm",
+    "post_attention_layernorm",
+]  # trained in full beside an adapter, from scratch
 BLOCK = 4096  # bytes
 FACTOR = 10**0.5  # between two rungs of the ladder
 MORE = 1  # rungs that may be added at either end
@@ -109,7 +117,10 @@ def adapter(method: Any, **plan: Any) -> dict[str, Any]:
     return {"kind": "adapter", "plan": {"method": method, **plan}}
 
 
-LORA = {"key": "lora", "alpha": 32.0}  # r is filled in from the task's size, as every `r`, `every` and `restart_warmup` that is left open
+LORA = {
+    "key": "lora",
+    "alpha": 32.0,
+}  # r is filled in from the task's size, as every `r`, `every` and `restart_warmup` that is left open
 CONTENDERS: dict[str, dict[str, dict[str, Any]]] = {
     "pretrain": {
         "adamw": whole("adamw"),
@@ -261,7 +272,11 @@ def base(size: Size) -> Any:
 def missing(config: dict[str, Any]) -> list[str]:
     """The keys of a contender that this version of the library does not have."""
     plan = config.get("plan", {})
-    asked = [(UPDATES, config.get("update", plan.get("update"))), (METHODS, plan.get("method")), (INITS, plan.get("init"))]
+    asked = [
+        (UPDATES, config.get("update", plan.get("update"))),
+        (METHODS, plan.get("method")),
+        (INITS, plan.get("init")),
+    ]
     asked += [(RULES, r) for r in plan.get("rules", ())]
     keys = [(registry, c if isinstance(c, str) else c["key"]) for registry, c in asked if c is not None]
     return [f"{registry.what} {key}" for registry, key in keys if key not in registry]
@@ -290,7 +305,9 @@ def settled(config: dict[str, Any], task: str, size: Size) -> dict[str, Any]:
     return {**config, "plan": plan}
 
 
-def put_on(model: Any, config: dict[str, Any], rate: float, seed: int, text: Text) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+def put_on(
+    model: Any, config: dict[str, Any], rate: float, seed: int, text: Text
+) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
     """The contender's optimiser over a model, and what it trains."""
     if config["kind"] == "whole":
         for name, p in model.named_parameters():
@@ -351,7 +368,9 @@ def train(model: Any, config: dict[str, Any], text: Text, size: Size, rate: floa
             curve.append((step + 1, score(model, few)))
     done = len(seconds) == size.steps and math.isfinite(loss)
     state = optimizer.state_dict()
-    kept = {id(t): t for t in leaves({"state": state["state"], "rules": state.get("rules", {})}) if isinstance(t, Tensor)}.values()
+    kept = {
+        id(t): t for t in leaves({"state": state["state"], "rules": state.get("rules", {})}) if isinstance(t, Tensor)
+    }.values()
     last = score(model, validation) if done else math.inf
     return {
         "rate": rate, "seed": seed, "validation": finite(last), "test": finite(score(model, text.windows("test", size.test))) if done else None,
@@ -444,7 +463,16 @@ def measure(task: str, names: list[str], quick: bool, seeds: int, jobs: int, out
         if lacks := missing(CONTENDERS[task][name]):
             note: Any = f"not in this version: {', '.join(lacks)}"
         else:
-            order = [sys.executable, __file__, "child", task, name, "--seeds", str(seeds), *(["--quick"] if quick else [])]
+            order = [
+                sys.executable,
+                __file__,
+                "child",
+                task,
+                name,
+                "--seeds",
+                str(seeds),
+                *(["--quick"] if quick else []),
+            ]
             done = subprocess.run(order, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             lines = done.stderr.strip().splitlines() or ["(nothing was said)"]
             note = f"failed: {lines[-1][:300]}" if done.returncode else json.loads(done.stdout.strip().splitlines()[-1])
@@ -475,7 +503,9 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 def summary(found: dict[str, Any]) -> str:
     values = losses(found)
-    return f"rate {found['rate']:<8g} " + (f"test perplexity {math.exp(statistics.fmean(values)):.4f}" if values else "diverged")
+    return f"rate {found['rate']:<8g} " + (
+        f"test perplexity {math.exp(statistics.fmean(values)):.4f}" if values else "diverged"
+    )
 
 
 def merged(paths: list[Path], out: Path = RESULTS) -> Path:
@@ -485,7 +515,13 @@ def merged(paths: list[Path], out: Path = RESULTS) -> Path:
     for path, record in zip(paths, records):
         if odd := differing(record, first):
             raise SystemExit(f"{path} differs from {paths[0]} in {', '.join(odd)}")
-    whole_ = {**first, "date": datetime.date.today().isoformat(), "contenders": {}, "skipped": {}, "sessions": sum((r["sessions"] for r in records), [])}
+    whole_ = {
+        **first,
+        "date": datetime.date.today().isoformat(),
+        "contenders": {},
+        "skipped": {},
+        "sessions": sum((r["sessions"] for r in records), []),
+    }
     for word in ("contenders", "skipped"):
         for record in records:
             for name, found in record[word].items():
@@ -514,11 +550,18 @@ def early(found: dict[str, Any]) -> list[float]:
 def against(x: list[float], y: list[float]) -> tuple[float, float, str]:
     """Mean difference x - y seed by seed, half width of its interval, and what that says of "x is lower"."""
     d, half = interval([a - b for a, b in zip(x, y, strict=True)])
-    return d, half, "shows" if d + half < 0 else "does not show (the reverse is seen)" if d - half > 0 else "not decided"
+    return (
+        d,
+        half,
+        "shows" if d + half < 0 else "does not show (the reverse is seen)" if d - half > 0 else "not decided",
+    )
 
 
 def compared(record: dict[str, Any], pairs: list[tuple[str, str]]) -> list[str]:
-    rows = ["| X against Y | test loss, X - Y (95 %) | after a quarter of the steps | X has a lower loss than Y |", "|---|---:|---:|---|"]
+    rows = [
+        "| X against Y | test loss, X - Y (95 %) | after a quarter of the steps | X has a lower loss than Y |",
+        "|---|---:|---:|---|",
+    ]
     have = record["contenders"]
     for a, b in pairs:
         if a not in have or b not in have:
@@ -539,7 +582,9 @@ def table(record: dict[str, Any]) -> list[str]:
         "| contender | what it is | rate | test perplexity (95 %) | test loss | seconds a step | optimiser state | trained |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, found in sorted(record["contenders"].items(), key=lambda kv: statistics.fmean(losses(kv[1]) or [math.inf])):
+    for name, found in sorted(
+        record["contenders"].items(), key=lambda kv: statistics.fmean(losses(kv[1]) or [math.inf])
+    ):
         values, runs = losses(found), found["runs"] or found["tuning"]
         if values:
             m, half = interval(values)
@@ -559,7 +604,9 @@ def words(config: dict[str, Any]) -> str:
     """A configuration in a cell: update(r=32), or method + init + update + rules."""
 
     def say(c: Any) -> str:
-        return f"{c['key']}({', '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in c.items() if k != 'key')})".replace("()", "")
+        return f"{c['key']}({', '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in c.items() if k != 'key')})".replace(
+            "()", ""
+        )
 
     if config["kind"] == "whole":
         return f"all {'projections' if config.get('projections') else 'weights'}, {say(config['update'])}"
@@ -587,7 +634,10 @@ def picture(record: dict[str, Any]) -> str:
     """Validation loss over steps, one line a contender, names at the right in the order of the last values."""
     curves = {name: c for name, found in record["contenders"].items() if (c := mean_curve(found))}
     left, right, top, floor = 44.0, WIDTH - 150.0, 26.0, 26.0 + 380.0
-    body: list[Any] = [tag("style", Safe(STYLE)), text(0, 14, "validation loss (nats per byte) over steps", class_="strong")]
+    body: list[Any] = [
+        tag("style", Safe(STYLE)),
+        text(0, 14, "validation loss (nats per byte) over steps", class_="strong"),
+    ]
     seen = {n: [p for p in c if p[0] > 0] for n, c in curves.items()}
     values = sorted(v for c in seen.values() for _, v in c)
     if values:
@@ -599,7 +649,10 @@ def picture(record: dict[str, Any]) -> str:
 
         for v in ticks(low, high):
             h = at(0, v)[1]
-            body += [tag("line", x1=left, x2=right, y1=f"{h:.1f}", y2=f"{h:.1f}", class_="rule"), text(left - 6, h + 4, f"{v:g}", "end")]
+            body += [
+                tag("line", x1=left, x2=right, y1=f"{h:.1f}", y2=f"{h:.1f}", class_="rule"),
+                text(left - 6, h + 4, f"{v:g}", "end"),
+            ]
         body += [text(at(v, low)[0], floor + 16, f"{v:g}", "middle") for v in ticks(0, last, 6)]
         place = top - 13
         for i, (name, curve) in enumerate(sorted(seen.items(), key=lambda kv: -kv[1][-1][1])):
@@ -613,11 +666,26 @@ def picture(record: dict[str, Any]) -> str:
             ]
     height = max(floor + 30, top + 13.0 * (len(seen) + 2))
     size = {"viewBox": f"0 0 {WIDTH} {height:g}", "width": WIDTH, "height": f"{height:g}"}
-    return str(tag("svg", join(body), xmlns="http://www.w3.org/2000/svg", role="img", aria_label=f"loss over steps, {record['task']}", **size)) + "\n"
+    return (
+        str(
+            tag(
+                "svg",
+                join(body),
+                xmlns="http://www.w3.org/2000/svg",
+                role="img",
+                aria_label=f"loss over steps, {record['task']}",
+                **size,
+            )
+        )
+        + "\n"
+    )
 
 
 def made(record: dict[str, Any]) -> str:
-    return "; ".join(f"{s['date']}, {s['jobs']} at a time, load {s['load_before']} before and {s['load_after']} after" for s in record["sessions"])
+    return "; ".join(
+        f"{s['date']}, {s['jobs']} at a time, load {s['load_before']} before and {s['load_after']} after"
+        for s in record["sessions"]
+    )
 
 
 def section(record: dict[str, Any], image: str, source: str) -> list[str]:
@@ -629,7 +697,10 @@ def section(record: dict[str, Any], image: str, source: str) -> list[str]:
         f"contender has one; {record['machine']['cpu']}, one thread, torch {record['versions']['torch']}; {made(record)}.", "",
     ]  # fmt: skip
     if base_:
-        out += [f"The base (weights {base_['weights']}) has a test loss of {base_['test_english']:.4f} on its own text and {base_['test']:.4f} on the new one.", ""]
+        out += [
+            f"The base (weights {base_['weights']}) has a test loss of {base_['test_english']:.4f} on its own text and {base_['test']:.4f} on the new one.",
+            "",
+        ]
     out += [*table(record), "", f"![validation loss over steps]({image})", ""]
     for question, pairs in QUESTIONS[record["task"]].items():
         if rows := compared(record, pairs):
@@ -640,10 +711,18 @@ def section(record: dict[str, Any], image: str, source: str) -> list[str]:
 
 
 def report(results: Path = RESULTS, page: Path = PAGE) -> None:
-    lines = ["# Dynamics", "", "<!-- generated by `python benchmarks/dynamics.py report` from the records; edit nothing here -->", ""]
+    lines = [
+        "# Dynamics",
+        "",
+        "<!-- generated by `python benchmarks/dynamics.py report` from the records; edit nothing here -->",
+        "",
+    ]
     for paragraph in (__doc__ or "").split("\n\n")[2:]:
         lines += [*paragraph.strip().splitlines(), ""]
-    lines += ["\"Shows\": the whole interval of the difference is below 0. \"Does not show\": it is above 0. \"Not decided\": 0 is inside.", ""]
+    lines += [
+        '"Shows": the whole interval of the difference is below 0. "Does not show": it is above 0. "Not decided": 0 is inside.',
+        "",
+    ]
     for task in CONTENDERS:
         found = sorted(results.glob(f"dynamics-{task}-*.json"))
         if not found:
@@ -686,7 +765,9 @@ def main() -> None:
             raise SystemExit(f"no task '{odd[0]}' here; there are {', '.join(CONTENDERS)}")
         chosen = args.contenders.split(",") if args.contenders else None
         if odd := [c for c in chosen or () if not any(c in CONTENDERS[t] for t in tasks)]:
-            raise SystemExit(f"no contender '{odd[0]}' in {', '.join(tasks)}; there are {', '.join(k for t in tasks for k in CONTENDERS[t])}")
+            raise SystemExit(
+                f"no contender '{odd[0]}' in {', '.join(tasks)}; there are {', '.join(k for t in tasks for k in CONTENDERS[t])}"
+            )
         for task in tasks:
             names = [n for n in chosen or CONTENDERS[task] if n in CONTENDERS[task]]
             print(measure(task, names, args.quick, args.seeds, args.jobs, args.out))

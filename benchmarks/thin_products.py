@@ -62,7 +62,9 @@ def main() -> None:
     global clock
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu-time", action="store_true", help="the process's own time: beside other work, with one thread")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="the process's own time: beside other work, with one thread"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     clock = time.process_time if args.cpu_time else clock

