@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import math
 import multiprocessing
 import os
+import re
 import statistics
 import sys
 import time
@@ -34,8 +36,11 @@ import torch
 from torch import Tensor, nn
 
 import deltaw
+from deltaw.bench.interval import interval
 from deltaw.bench.record import put
 from deltaw.demo.machine import load_average, machine, versions
+from deltaw.report.charts import WIDTH, text
+from deltaw.report.html import Safe, join, tag
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "ranks.md"
@@ -186,7 +191,7 @@ def train(
     try:
         return _train(net, adapted, what, data, many, size, rate, seed, device)
     finally:
-        for a in list(deltaw.adapters(net).values()) if hasattr(deltaw, "adapters") else [adapted]:
+        for a in list(deltaw.adapters(net)):
             a.detach()
 
 
@@ -368,11 +373,138 @@ def main() -> None:
 
 # ---- the page
 
+STYLE = """
+svg { --ink: #1c1f23; --soft: #5d6570; --rule: #dfe2e6; --one: #2f6fdb; }
+@media (prefers-color-scheme: dark) { svg { --ink: #e6e8ea; --soft: #9aa4af; --rule: #343a41; --one: #7aa7f5; } }
+text { fill: var(--soft); font: 11px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+.strong { fill: var(--ink); font-weight: 600; } rect { fill: var(--one); stroke: var(--rule); stroke-width: 0.5; }
+"""
+KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def grid(entry: dict[str, Any]) -> dict[str, list[float]]:
+    """Mean final rank over the seeds: kind of module -> by layer."""
+    runs = [r["ranks"] for r in entry["runs"] if r.get("ranks")]
+    out: dict[str, list[float]] = {}
+    for kind in KINDS:
+        names = (
+            sorted((n for n in runs[0] if n.endswith(kind)), key=lambda n: int(re.findall(r"\.(\d+)\.", n)[0]))
+            if runs
+            else []
+        )
+        out[kind] = [statistics.fmean(r.get(n, 0) for r in runs) for n in names]
+    return {k: v for k, v in out.items() if v}
+
+
+def picture(record: dict[str, Any]) -> str:
+    """One heat map an allocator: modules down, layers across, the mean final rank as the strength of the colour and as a hint."""
+    body: list[Any] = [tag("style", Safe(STYLE))]
+    y, cell = 4, 16
+    for name, entry in record["contenders"].items():
+        found = grid(entry) if entry["group"] == "budget" and name != "lora" else {}
+        if not found or not entry["runs"]:
+            continue
+        top = max(max(v) for v in found.values()) or 1.0
+        body.append(text(0, y + 12, f"{name}: mean final rank, 0 to {top:.1f}", class_="strong"))
+        y += 20
+        for kind, values in found.items():
+            body.append(text(76, y + 12, kind, "end"))
+            for k, v in enumerate(values):
+                body.append(
+                    tag(
+                        "rect",
+                        tag("title", f"layer {k} {kind}: {v:.1f}"),
+                        x=82 + k * cell,
+                        y=y,
+                        width=cell,
+                        height=cell,
+                        fill_opacity=f"{v / top:.3f}",
+                    )
+                )
+            y += cell
+        y += 10
+    size = {"viewBox": f"0 0 {WIDTH} {y}", "width": WIDTH, "height": y}
+    return (
+        str(
+            tag(
+                "svg",
+                join(body),
+                xmlns="http://www.w3.org/2000/svg",
+                role="img",
+                aria_label="ranks by layer and module",
+                **size,
+            )
+        )
+        + "\n"
+    )
+
+
+def said(config: dict[str, Any]) -> str:
+    def one(c: Any) -> str:
+        return f"{c['key']}({', '.join(f'{k}={v}' for k, v in c.items() if k != 'key')})".replace("()", "")
+
+    parts = [config["method"], config.get("init"), config.get("ranks"), config.get("update"), *config.get("rules", [])]
+    words = " + ".join(one(c) for c in parts if c)
+    return words + (
+        f", cut to rank {config['squeeze'][1]} after {config['squeeze'][0]:.0%} of the steps"
+        if "squeeze" in config
+        else ""
+    )
+
+
+def table(record: dict[str, Any], group: str, against: str) -> list[str]:
+    have = {n: e for n, e in record["contenders"].items() if e["group"] == group}
+    rows = [f"| contender | what it is | rate | rank at the end (most held) | right | test loss (95 %) | minus {against}'s (95 %) | lower than {against}'s? |",
+            "|---|---|---:|---:|---:|---:|---:|---|"]  # fmt: skip
+    for name, e in sorted(have.items(), key=lambda kv: statistics.fmean(tests(kv[1]).values() or [math.inf])):
+        found, other = tests(e), tests(have.get(against, {"runs": []}))
+        if not found:
+            rows.append(f"| {name} | {said(e['config'])} | | | | failed or diverged | | |")
+            continue
+        runs = [r for r in e["runs"] if r.get("test")]
+        m, half = interval(list(found.values()))
+        seeds = sorted(found.keys() & other.keys())
+        d, dh = interval([found[s] - other[s] for s in seeds]) if seeds and name != against else (0.0, 0.0)
+        verdict = "" if name == against else "yes" if d + dh < 0 else "no: higher" if d - dh > 0 else "not decided"
+        sites = max(1, len(runs[0]["ranks"]))
+        rank = statistics.fmean(sum(r["ranks"].values()) / record_sites(record, sites) for r in runs)
+        held = max(max(r["held"]) for r in runs) / record_sites(record, sites)
+        end = " (end of the ladder)" if e["at_the_end"] else ""
+        right = statistics.fmean(r["test"]["accuracy"] for r in runs)
+        cell = "" if name == against else f"{d:+.4f} ± {dh:.4f}"
+        rows.append(
+            f"| {name} | {said(e['config'])} | {e['rate']:g}{end} | {rank:.2f} ({held:.2f}) | {100 * right:.1f} % | {m:.4f} ± {half:.4f} | {cell} | {verdict} |"
+        )
+    return rows
+
+
+def record_sites(record: dict[str, Any], least: int) -> int:
+    """Sites of the uniform adapter: a mean rank is over these, also where an allocator left some out."""
+    runs = [r for e in record["contenders"].values() for r in e["runs"] if r.get("ranks")]
+    return max([least, *(len(r["ranks"]) for r in runs)])
+
 
 def report(out: Path) -> None:
-    from ranks_page import page
-
-    page(sorted(out.glob("ranks-smollm2-*.json"))[-1], PAGE)
+    found = sorted(out.glob("ranks-smollm2-*.json"))
+    lines = ["# Ranks", "", "<!-- generated by `python benchmarks/ranks.py report` -->", ""]
+    if not found:
+        lines += ["No record yet: `python benchmarks/ranks.py run`.", ""]
+    else:
+        record = json.loads(found[-1].read_text())
+        size = record["size"]
+        lines += [
+            f"SmolLM2-135M, reversing lists of words: {size['steps']} steps of {size['batch']} questions, bfloat16 base, adapters on all linear layers. Ladder of "
+            f"rates {', '.join(f'{r:g}' for r in size['rates'])} (one rung more where the best is an end), chosen by the validation loss with seed 0; seeds "
+            f"{', '.join(map(str, size['seeds']))}, scored on {size['test']} questions that chose nothing. {record['device']}, {record['jobs']} runs beside each other, "
+            f"torch {record['versions']['torch']}, {record['date']}.", "",
+            "## An average rank of 4", "",
+            "\"Most held\" is the largest mean rank at any time: what pruning methods start with counts in memory, not in what is kept.", "",
+            *table(record, "budget", "lora"), "", "![final ranks](benchmarks/ranks.svg)", "",
+            "## From rank 64 to 8", "",
+            *table(record, "squeeze", "lora_8"), "",
+        ]  # fmt: skip
+        (PAGE.parent / "benchmarks" / "ranks.svg").write_text(picture(record))
+    PAGE.write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,16 +16,16 @@ from .errors import SpecError
 from .files import fingerprint, save_adapter
 from .merge import Merged, merge
 from .methods.init import two_factors
-from .methods.update import About
+from .methods.update import UPDATES, About
 from .mixed import Rows
 from .plan import Assignment, Plan, as_plan, has_weight
 from .probe import Stats, ready
-from .rules import install
+from .rules import asked_of, install
 from .session import ATTRIBUTE, CHILD, POOL, SELF, Bag, Place, Restore, Session, session
 from .signals import produce
 from .sites.experts import ExpertSite
 from .sites.prompt import cache_of, note
-from .spec import Declared, Method, Param, Start
+from .spec import Declared, Method, Param, Start, change, layers_of
 
 
 class Adapted:
@@ -32,6 +33,7 @@ class Adapted:
 
     def __init__(self, model: nn.Module, plan: Plan, name: str, assignments: list[Assignment]):
         self.model, self.plan, self.name, self.assignments = model, plan, name, assignments
+        self.events: list[dict[str, Any]] = []  # what rules did: {"step", "site", "what"}
 
     @property
     def parts(self) -> tuple[tuple[str, float | Tensor], ...]:
@@ -72,17 +74,64 @@ class Adapted:
         """The trained tensors, by the same names as in `state()`."""
         return {k: v for k, v in self.state().items() if isinstance(v, nn.Parameter) and v.requires_grad}
 
-    def optimizer(self, lr: float, **kw: Any) -> torch.optim.Optimizer:
+    def optimizer(self, lr: float, *, steps: int | None = None, **kw: Any) -> torch.optim.Optimizer:
         """The plan's update rule over the trained tensors, keyed by name, with the rules of method and plan installed.
 
-        kw goes to the rule's optimiser (weight_decay). Make it before the first forward."""
-        tables = {a.site.name for a in self.assignments if a.site.kind == "embedding" or isinstance(a.site.module, nn.Embedding)}
+        steps: how many it will make in all; rules with a schedule over the run need that. kw goes to the rule's optimiser
+        (weight_decay). Make it before the first forward."""
+        tables = {
+            a.site.name
+            for a in self.assignments
+            if a.site.kind == "embedding" or isinstance(a.site.module, nn.Embedding)
+        }
         trained = self.trainable()
         lookups = frozenset(k for k in trained if k.rpartition(".")[0] in tables)
-        about = About(lookups, self._scale)
-        made: torch.optim.Optimizer = self.plan.update.optimizer(trained, lr, about=about, **kw)
-        install(self, made)
+        about = About(lookups, self._scale, slots=self._slots())
+        made: torch.optim.Optimizer = self._update().optimizer(trained, lr, about=about, **kw)
+        install(self, made, steps)
         return made
+
+    def _update(self) -> Any:
+        """The plan's update rule; where that is AdamW and a rule needs more of it, what that rule asks for."""
+        update = self.plan.update
+        for rule in asked_of(self):
+            if update.key == "adamw" and rule.update != "adamw":
+                update = UPDATES[rule.update](weight_decay=update.weight_decay)
+        return update
+
+    def _slots(self) -> dict[str, int]:
+        """Trained tensor by name -> the axis of its rank-one terms."""
+        out = {}
+        for site, entry in self.entries().items():
+            for owner in layers_of(entry.method):
+                out |= {f"{site}.{k}": axis for k, axis in owner.slots.items() if k in entry.own}
+        return out
+
+    def ranks(self) -> dict[str, int]:
+        """Site -> its rank-one terms that are live: none of whose tensors' slices is all zero by gate (a vector with a number a term)."""
+        out = {}
+        for site, entry in self.entries().items():
+            for owner in layers_of(entry.method):
+                found = [(entry.get(k), axis) for k, axis in owner.slots.items() if k in entry.own]
+                if found:
+                    gates = [t != 0 for t, _ in found if t.dim() == 1]
+                    out[site] = int(torch.stack(gates).all(0).sum()) if gates else found[0][0].shape[found[0][1]]
+        return out
+
+    def method_at(self, site: str) -> Method:
+        return next(a.method for a in self.assignments if a.site.name == site)
+
+    def reconfigure(self, site: str, values: dict[str, Any]) -> None:
+        """Other values in the configuration of one site's method; its tensors are the caller's concern. The plan, which is saved, follows."""
+        method = change(self.method_at(site), values)
+        for a in self.assignments:
+            if site in (a.site.name, a.shares):
+                a.method = method
+        entry = self.entries()[site]
+        entry.method, entry.kept = method, None
+        exact = r"\A" + re.escape(site)
+        others = {k: v for k, v in self.plan.overrides.items() if k != exact}
+        self.plan = replace(self.plan, overrides={exact: method, **others})
 
     def _scale(self, site: str) -> float:
         """s of W + s B A at a site; SpecError where its method is of another form."""
@@ -146,7 +195,12 @@ def _address(a: Assignment) -> tuple[str, str]:
 
 
 def attach(
-    model: nn.Module, plan: Plan | Method | str, name: str = "default", *, empty: bool = False, stats: Stats | None = None
+    model: nn.Module,
+    plan: Plan | Method | str,
+    name: str = "default",
+    *,
+    empty: bool = False,
+    stats: Stats | None = None,
 ) -> Adapted:
     """Attach a plan (or a method with default targets) under a name, and make it the live adapter.
 
@@ -203,7 +257,9 @@ def attach(
     return adapted
 
 
-def _build(assignments: list[Assignment], plan: Plan, empty: bool, stats: dict[str, dict[str, Tensor]]) -> tuple[list[Entry], Entry | None]:
+def _build(
+    assignments: list[Assignment], plan: Plan, empty: bool, stats: dict[str, dict[str, Tensor]]
+) -> tuple[list[Entry], Entry | None]:
     """All entries, before the model is touched."""
     entries: list[Entry] = []
     made: dict[str, Entry] = {}
@@ -315,7 +371,9 @@ class Listener:
             return
         with disabled(model):
             found = {}
-            for s in self.wanted:  # a plain loop: a compiler may come to a comprehension's frame by itself and cannot trace it
+            for s in (
+                self.wanted
+            ):  # a plain loop: a compiler may come to a comprehension's frame by itself and cannot trace it
                 if s in needy:
                     found[s] = produce(s, model, args, kwargs)
         shared.signals = found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,12 @@ from .methods.init import two_factors
 from .ops import Affine, chain
 from .sites import Site
 from .sites.watch import mean_of_processes, several
-from .spec import Method, Start, Tensors
+from .spec import Method, Start, Tensors, change
 
 if TYPE_CHECKING:
     from .rules import Engine
+
+FIRST, SECOND = {"exp_avg", "m", "momentum_buffer"}, {"exp_avg_sq", "v"}  # moments, by the names optimisers give them
 
 
 def remap(state: dict[str, Any], shape: torch.Size, source: Tensor) -> None:
@@ -32,7 +35,11 @@ def remap(state: dict[str, Any], shape: torch.Size, source: Tensor) -> None:
                 f"this optimiser's '{key}' is a coordinate system of its own: a rule changes which entries are trained, which "
                 "needs an optimiser that remembers every entry by itself (AdamW, SGD)"
             )
-        whole = t.expand(shape) if key == "step" and t.dim() == len(shape) and all(a in (1, b) for a, b in zip(t.shape, shape)) else t
+        whole = (
+            t.expand(shape)
+            if key == "step" and t.dim() == len(shape) and all(a in (1, b) for a, b in zip(t.shape, shape))
+            else t
+        )
         if whole.shape != shape:
             raise SpecError(
                 f"this optimiser's '{key}' has shape {tuple(t.shape)} for a tensor of shape {tuple(shape)}: a rule changes "
@@ -47,15 +54,30 @@ def remap(state: dict[str, Any], shape: torch.Size, source: Tensor) -> None:
 class View:
     """See deltaw.methods.rules.View."""
 
-    def __init__(self, engine: Engine, entry: Entry, ends: list[tuple[Site, bool]], method: Method, order: tuple[int, int]):
+    def __init__(
+        self, engine: Engine, entry: Entry, ends: list[tuple[Site, bool]], method: Method, order: tuple[int, int]
+    ):
         self.engine, self.entry, self.ends, self.method, self.order = engine, entry, ends, method, order
         self.site, self.name = ends[0][0], ends[0][0].name
         self.s: dict[str, Tensor] = {}
         self.scale: float | None = None  # of factors(), once it was asked for
+        self.whole = method == engine.adapted.method_at(self.name)  # not one inside a wrapper
 
     @property
     def step(self) -> int:
         return self.engine.step
+
+    @property
+    def total(self) -> int:
+        if self.engine.total is None:
+            raise SpecError(
+                "a rule here follows a schedule over the whole run and has to know its length: adapted.optimizer(lr, steps=N), N optimiser "
+                "steps in all. deltaw.train.run and its trainer say so by themselves"
+            )
+        return self.engine.total
+
+    def tell(self, what: str) -> None:
+        self.engine.adapted.events.append({"step": self.engine.step, "site": self.name, "what": what})
 
     @property
     def p(self) -> Tensors:
@@ -104,6 +126,33 @@ class View:
         elif source is not None and t in state:
             remap(state[t], old, source)
 
+    @torch.no_grad()
+    def turn(
+        self, name: str, value: Tensor, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]
+    ) -> None:
+        t, old = self.entry.get(name), self.entry.get(name).shape
+        if value.shape == old:
+            t.copy_(value)
+        else:
+            t = self._resized(name, t, value)
+        t.grad = None
+        state = self.engine.optimizer.state.get(t, {})
+        for key, s in list(state.items()):
+            if not isinstance(s, Tensor) or s.dim() == 0:
+                continue
+            if key == "step":  # a count a term: where the number of terms changes, all are as young as the youngest
+                if value.shape != old:
+                    state[key] = s.amin().expand([1 if a == 1 else b for a, b in zip(s.shape, value.shape)]).clone()
+            elif key in FIRST | SECOND and s.shape == old:
+                state[key] = first(s) if key in FIRST else second(s).clamp_(min=0)
+            else:
+                raise SpecError(f"this optimiser's '{key}' is no moment that follows a change of basis: use AdamW, or restart the tensor")
+
+    def become(self, **values: Any) -> None:
+        self.engine.adapted.reconfigure(self.name, values)
+        self.method = self.engine.adapted.method_at(self.name) if self.whole else change(self.method, values)
+        self.scale = None
+
     def _resized(self, name: str, t: Tensor, value: Tensor) -> nn.Parameter:
         """Another parameter in its place, here and in the optimiser: graphs that are still alive know the old one's size."""
         if several():
@@ -124,7 +173,9 @@ class View:
         if self.scale is None:
             B, A, s = two_factors(start, p)
             if not self._sums(start, s):
-                raise SpecError(f"{self.name}: {self.method} does more with B A than adding it to W, so it cannot be moved into W")
+                raise SpecError(
+                    f"{self.name}: {self.method} does more with B A than adding it to W, so it cannot be moved into W"
+                )
             self.scale = s
         return p.B, p.A, self.scale
 
@@ -138,7 +189,10 @@ class View:
         x = torch.sin(2.0 + torch.arange(2 * n, device=A.device) ** 1.2).view(2, n).to(start.W.like)
         ids = torch.arange(min(n, 2), device=x.device)
         try:
-            maps = self.method.layer(Affine(start.W + chain(s * B, A)), moved), self.method.layer(Affine(start.W), trial)
+            maps = (
+                self.method.layer(Affine(start.W + chain(s * B, A)), moved),
+                self.method.layer(Affine(start.W), trial),
+            )
             got, want = (L.cols(ids) if start.kind == "embedding" else L(x) for L in maps)
         except (DeltawError, AttributeError, RuntimeError):  # it needs a signal
             return False

@@ -42,11 +42,13 @@ class Entry(nn.Module):
         self.method, self.flip = method, flip
         self.owner = ""  # the name of its adapter
         self.own: list[str] = []
-        self.free: set[str] = set()  # those whose first axis may have another length in a file
+        self.free: dict[str, int] = {}  # those of which one axis may have another length in a file, and which
         self.shared: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.signals: dict[str, str] = {}
         self.pool: tuple[Entry, ...] = ()  # the model-wide tensors; in a tuple, so as to be no submodule
-        self.kept: tuple[list[Any], Map | None] | None = None  # what the expression was made of, and it, if it can be kept
+        self.kept: tuple[list[Any], Map | None] | None = (
+            None  # what the expression was made of, and it, if it can be kept
+        )
 
     def put(self, name: str, tensor: Tensor, train: bool) -> None:
         self.own.append(name)
@@ -73,7 +75,9 @@ class Entry(nn.Module):
             if signal not in signals:
                 raise SpecError(f"{self.method.key} needs the signal '{signal}': call the whole model, not one layer")
             value: Any = signals[signal]
-            setattr(p, name, value if isinstance(value, Tensor) else value(self.owner))  # a memory of its own per adapter
+            setattr(
+                p, name, value if isinstance(value, Tensor) else value(self.owner)
+            )  # a memory of its own per adapter
         return p
 
     def shifted(self, W: Op) -> Op:
@@ -120,7 +124,11 @@ class Entry(nn.Module):
         if torch.compiler.is_compiling() or self.signals or torch._C._functorch.peek_interpreter_stack() is not None:
             return self._layer(base, signals)
         made_of = [self.training, self.method, base.op, base.bias, *self._parameters.values(), *self._buffers.values()]
-        if self.kept is None or len(self.kept[0]) != len(made_of) or any(a is not b for a, b in zip(self.kept[0], made_of)):
+        if (
+            self.kept is None
+            or len(self.kept[0]) != len(made_of)
+            or any(a is not b for a, b in zip(self.kept[0], made_of))
+        ):
             with Computing() as seen:
                 L = self._layer(base, signals)
             if isinstance(L, Affine):
@@ -162,12 +170,14 @@ def make(param: Param, shape: tuple[int, ...], start: Start, name: str, empty: b
     return value.detach().to(device=like.device, dtype=dtype).clone().contiguous()
 
 
-def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool, stats: dict[str, Tensor] | None = None) -> None:
+def fill(
+    entry: Entry, declared: Declared, start: Start, init: Any, empty: bool, stats: dict[str, Tensor] | None = None
+) -> None:
     """Make this site's own tensors: first the plain starts, then the init axis, then those that look at the others and that
     the init does not make itself. stats: what has been measured here, for an init that needs it."""
     fills = getattr(init, "fills", ())
     late: list[tuple[str, Param]] = []
-    entry.free = {name for name, p in declared.items() if isinstance(p, Param) and p.free}
+    entry.free = {name: p.free for name, p in declared.items() if isinstance(p, Param) and p.free is not None}
     for name, param in declared.items():
         if isinstance(param, Signal):
             entry.signals[name] = param.name
@@ -190,7 +200,9 @@ def fill(entry: Entry, declared: Declared, start: Start, init: Any, empty: bool,
         setattr(start.p, name, entry.get(name))
 
 
-def _moved(entry: Entry, init: Any, start: Start, empty: bool, stats: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+def _moved(
+    entry: Entry, init: Any, start: Start, empty: bool, stats: dict[str, Tensor]
+) -> tuple[Tensor, Tensor] | None:
     like = start.W.like
     if empty or like.device.type == "meta":
         if not init.shifts:

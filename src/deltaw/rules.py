@@ -29,8 +29,8 @@ STATE = "rules"  # the key in the optimiser's state dict
 class Engine:
     """The rules of one adapter beside one optimiser: their views by site, the steps made, what is being watched."""
 
-    def __init__(self, adapted: Adapted, rules: list[tuple[Any, list[View]]]):
-        self.adapted, self.rules, self.step = adapted, rules, 0
+    def __init__(self, adapted: Adapted, rules: list[tuple[Any, list[View]]], total: int | None = None):
+        self.adapted, self.rules, self.step, self.total = adapted, rules, 0, total
         self.watched: dict[str, list[Watch]] = {}
         self.damped: list[tuple[Tensor, Tensor, float]] = []
         self.optimizer: Any = None  # only inside a hook: the optimiser owns the engine, not the other way round
@@ -49,7 +49,9 @@ class Engine:
     @torch.no_grad()
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if any(callable(a) for a in (*args[1:], *kwargs.values())):
-            raise SpecError("optimizer.step(closure) computes gradients inside the step, before which rules act: call backward first")
+            raise SpecError(
+                "optimizer.step(closure) computes gradients inside the step, before which rules act: call backward first"
+            )
         self.optimizer = optimizer
         for rule, views in self.rules:
             rule.before_all(views)
@@ -78,7 +80,9 @@ class Engine:
         step = int(saved.pop("step"))
         if {k: set(v) for k, v in saved.items()} != {k: set(v) for k, v in ours.items()}:
             found = ", ".join(saved) or "none"
-            raise StateMismatch(f"this optimiser state belongs to other rules or sites: expected {', '.join(ours)}; found {found}")
+            raise StateMismatch(
+                f"this optimiser state belongs to other rules or sites: expected {', '.join(ours)}; found {found}"
+            )
         for word, views in ours.items():
             for name, v in views.items():
                 where = v.site.leaf().op.like.device
@@ -87,23 +91,32 @@ class Engine:
         self.watch()
 
 
-def install(adapted: Adapted, optimizer: torch.optim.Optimizer) -> None:
-    """Make the rules of an adapter act on an optimiser; nothing is done where there are none."""
-    entries, asked = adapted.entries(), dict[Any, list[tuple[str, Method]]]()
-    ends: dict[str, list[tuple[Site, bool]]] = {name: [] for name in entries}
+def asked_of(adapted: Adapted) -> dict[Any, list[tuple[str, Method]]]:
+    """The rules of the plan and of its methods, each with the sites it acts on and the method that asks for it there."""
+    asked = dict[Any, list[tuple[str, Method]]]()
     for a in adapted.assignments:
-        ends[a.shares or a.site.name].append((a.site, a.flip))
         for owner in layers_of(a.method) if a.shares is None else ():
             for rule in owner.rules():
                 asked.setdefault(rule, []).append((a.site.name, owner))
         for rule in adapted.plan.rules if a.shares is None else ():
             asked.setdefault(rule, []).append((a.site.name, a.method))
+    return asked
+
+
+def install(adapted: Adapted, optimizer: torch.optim.Optimizer, total: int | None = None) -> None:
+    """Make the rules of an adapter act on an optimiser; nothing is done where there are none. total: the steps it will make."""
+    entries, asked = adapted.entries(), asked_of(adapted)
+    ends: dict[str, list[tuple[Site, bool]]] = {name: [] for name in entries}
+    for a in adapted.assignments:
+        ends[a.shares or a.site.name].append((a.site, a.flip))
     if not asked:
         return
     moving = [r.key for r in asked if type(r).after is not Rule.after or type(r).after_all is not Rule.after_all]
     if moving and hasattr(optimizer, "outer"):
-        raise SpecError(f"'{moving[0]}' changes tensors after a step, which an outer optimiser (diloco) would take for what training did")
-    engine = Engine(adapted, [])
+        raise SpecError(
+            f"'{moving[0]}' changes tensors after a step, which an outer optimiser (diloco) would take for what training did"
+        )
+    engine = Engine(adapted, [], total)
     for rule, wanted in asked.items():
         number = {s: -1 if (k := layer_index(s)) is None else k for s, _ in wanted}  # what is in no layer comes first
         layers = sorted(set(number.values()))

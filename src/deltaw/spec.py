@@ -96,7 +96,9 @@ class Start:
         """Raise the named error if W has no room for r directions."""
         if r > min(self.W.shape):
             m, n = self.W.shape
-            raise ShapeError(f"{self.name}: r = {r} is more than a {m} x {n} weight has directions; use r <= {min(m, n)}")
+            raise ShapeError(
+                f"{self.name}: r = {r} is more than a {m} x {n} weight has directions; use r <= {min(m, n)}"
+            )
 
     def svd(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
         """(U, S, Vᵀ) of W cut at rank r; the entry of largest size in every column of U is positive."""
@@ -160,7 +162,7 @@ class Param:
     scope: str = "site"
     seed: int | None = None
     dtype: torch.dtype | None = None  # None: float32, or the base's dtype where that is wider
-    free: bool = False  # rules may change the length of its first axis; a file that is loaded decides
+    free: int | None = None  # the axis whose length rules may change; a file that is loaded decides
     ruled: bool = False  # not trained, and yet no constant: rules move it
 
 
@@ -185,6 +187,8 @@ class Method:
     # "attention"; "module"; "norm"
     sites: ClassVar[str] = "weight"
     pointwise: ClassVar[bool] = True  # what it does to a token depends on that token and on signals alone
+    # its rank-one terms: tensor -> the axis along which they are numbered; a term is live where its numbers on one axis are not 0
+    slots: ClassVar[dict[str, int]] = {}
 
     def params(self, m: int, n: int) -> Declared:
         """The tensors at a site of shape m x n."""
@@ -291,7 +295,9 @@ def from_config(config: Any, registry: Registry[Any] = METHODS) -> Any:
         return config
     rest = dict(config)
     if "key" not in rest:
-        raise SpecError(f"which {registry.what}? It is written {{'key': NAME, ...}}; found only {', '.join(sorted(rest)) or 'nothing'}")
+        raise SpecError(
+            f"which {registry.what}? It is written {{'key': NAME, ...}}; found only {', '.join(sorted(rest)) or 'nothing'}"
+        )
     cls = registry[rest.pop("key")]
     return build(cls, rest)
 
@@ -311,7 +317,9 @@ def build(cls: Any, values: dict[str, Any]) -> Any:
         ready[name] = _typed(cls.key, name, value, hints[name])
     empty = (dataclasses.MISSING, dataclasses.MISSING)
     if lacking := [n for n, f in fields.items() if n not in ready and (f.default, f.default_factory) == empty]:
-        raise SpecError(f"{cls.key} needs {' and '.join(lacking)}: {{'key': '{cls.key}', {', '.join(f'{n!r}: ...' for n in lacking)}}}")
+        raise SpecError(
+            f"{cls.key} needs {' and '.join(lacking)}: {{'key': '{cls.key}', {', '.join(f'{n!r}: ...' for n in lacking)}}}"
+        )
     return cls(**ready)
 
 

@@ -127,9 +127,9 @@ def in_peft(adapted: Any, twin: Any) -> Any:
 
 def ours(adapted: Any) -> torch.optim.Optimizer:
     try:
-        return adapted.optimizer(1e-4, fused=True)  # type: ignore[no-any-return]
+        return adapted.optimizer(1e-4, steps=1_000_000, fused=True)  # type: ignore[no-any-return]
     except (TypeError, RuntimeError):
-        return adapted.optimizer(1e-4)  # type: ignore[no-any-return]
+        return adapted.optimizer(1e-4, steps=1_000_000)  # type: ignore[no-any-return]
 
 
 def adamw(trained: list[Tensor]) -> torch.optim.Optimizer:

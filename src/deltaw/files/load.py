@@ -193,9 +193,13 @@ def _constants(saved: Saved, adapted: Adapted) -> None:
             continue
         m, n = a.site.shape
         if not isinstance(rank, int) or isinstance(rank, bool) or not 0 < rank <= m + n:
-            raise StateMismatch(f"{saved.path / CARD}: {a.site.name}: a constant of a {m} x {n} weight has a rank; found {rank!r}")
+            raise StateMismatch(
+                f"{saved.path / CARD}: {a.site.name}: a constant of a {m} x {n} weight has a rank; found {rank!r}"
+            )
         like, dtype = a.site.leaf().op.like, width_of(a.site.leaf().op)
-        entries[a.site.name].constant(*(torch.empty(s, dtype=dtype, device=like.device) for s in ((m, rank), (rank, n))))
+        entries[a.site.name].constant(
+            *(torch.empty(s, dtype=dtype, device=like.device) for s in ((m, rank), (rank, n)))
+        )
 
 
 @torch.no_grad()
@@ -219,9 +223,11 @@ def _fill(saved: Saved, adapted: Adapted) -> None:
             f"{nearest(extra[0], wanted)}. The file belongs to another plan or model"
         )
     for site, entry in adapted.entries().items():
-        for name in entry.free:
+        for name, axis in entry.free.items():
             target, tensor = entry.get(name), found[f"{site}.{name}"]
-            if tensor.shape[1:] == target.shape[1:]:
+            if tensor.dim() == target.dim() and all(
+                a == b for d, (a, b) in enumerate(zip(tensor.shape, target.shape)) if d != axis
+            ):
                 target.data = target.new_empty(tensor.shape)
     for name, tensor in found.items():
         target = wanted[name]

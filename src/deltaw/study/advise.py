@@ -266,7 +266,7 @@ def _probe(model: nn.Module, plan: Plan, data: Data, lr: float, steps: int, batc
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            optimizer, source = adapted.optimizer(lr), _batches(data, batch, seed)
+            optimizer, source = adapted.optimizer(lr, steps=steps), _batches(data, batch, seed)
             model.train()
             for step in range(steps):
                 for group in optimizer.param_groups:  # a warm-up of a fifth

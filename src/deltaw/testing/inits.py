@@ -99,7 +99,7 @@ def base_is_untouched(init: Any) -> str:
         must(all(p.grad is None for p in model.parameters()), "the probe left gradients behind")
         must(not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), "the probe left hooks behind")
         adapted = attach(model, plan, stats=stats)
-        optimizer = adapted.optimizer(1e-2)
+        optimizer = adapted.optimizer(1e-2, steps=100)
         loss_of(model, x_of(dtype)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         must(digest(base_state(model)) == bits, "the base's weights have changed")
@@ -112,7 +112,7 @@ def every_factor_learns(init: Any) -> str:
     """After two steps every trained tensor is another one, and every constant the same."""
     model, adapted = started(init)
     before = {k: t.clone() for k, t in adapted.state().items()}
-    optimizer = adapted.optimizer(lr=1e-2)
+    optimizer = adapted.optimizer(lr=1e-2, steps=100)
     for _ in range(2):
         optimizer.zero_grad()
         loss_of(model, x_of(F64)).backward()  # type: ignore[no-untyped-call]

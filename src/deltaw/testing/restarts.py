@@ -36,7 +36,7 @@ class Run:
         with torch.no_grad():
             next(self.model.parameters()).copy_(self.W0)
         self.adapted = self.put()
-        self.opt = self.adapted.optimizer(self.lr)
+        self.opt = self.adapted.optimizer(self.lr, steps=1000)
 
     def put(self) -> Adapted:
         method = METHODS["lora"](r=self.r, alpha=self.alpha)  # type: ignore[call-arg]

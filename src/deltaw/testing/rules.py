@@ -26,6 +26,7 @@ from .updates import HALF, RATE, STEPS, leaves, loss_of
 
 # rule: the method it runs on, and what else the plan says
 ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "adalora": ({"key": "adalora", "r": 4, "target_r": 2, "tinit": 1, "deltaT": 2}, {}),
     "allocate": ({"key": "snella", "q": 4, "sparsity": 0.4, "every": 2, "T": 3}, {}),
     "asa": (
         {"key": "adamss", "R": 6, "K": 4, "rk": 1},
@@ -34,6 +35,9 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "avf": ({"key": "vectorfit"}, {"rules": {"key": "avf", "t_i": 1, "t_f": 2, "k": 2, "n_f": 3}}),
     "bound": ({"key": "cpt", "ids": [3, 1, 4]}, {}),
     "calibrate": ({"key": "shira", "r": 2, "mask": "grad", "steps": 2}, {}),
+    "dora_dynamic": ({"key": "dora_dynamic", "r": 4, "target_r": 2, "every": 2, "start_at": 0.05, "end_at": 0.6}, {}),
+    "elalora": ({"key": "elalora", "r": 3, "every": 2, "t_i": 0.02}, {}),
+    "increlora": ({"key": "increlora", "target_r": 4, "every": 2, "warmup": 1}, {}),
     "localise": ({"key": "losia", "p": 0.25, "T": 2}, {}),
     "lora_fa": ({"key": "lora_fa", "r": 3}, {"rules": "lora_fa"}),
     "lora_ggpo": ({"key": "lora_ggpo", "sigma": 0.3, "beta": 0.3}, {}),
@@ -92,7 +96,7 @@ def fresh(plan: Plan, dtype: torch.dtype) -> nn.Module:
 
 def installed(adapted: Adapted) -> torch.optim.Optimizer:
     try:
-        return adapted.optimizer(RATE)
+        return adapted.optimizer(RATE, steps=40)
     except SpecError as error:
         if any(rule.key in ASKED for rule in adapted.plan.rules) or not adapted.plan.rules:
             raise

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..attach import Adapted
 from ..errors import SpecError, StateMismatch
+from ..rules import asked_of
 from . import checkpoint
 from .host import has_accelerator, rss
 from .progress import Progress
@@ -68,6 +69,7 @@ class Adapting:
         """digest: tells whether a resumed run sees the same data."""
         self.adapted, self.t, self.progress, self.digest = adapted, t, progress, digest
         self.stop = False  # set by an interrupt
+        self.whole: int | None = None
         self.seconds = 0.0
         self.began: float | None = None
         self.since = (0.0, 0)  # seconds and tokens at the last log
@@ -95,10 +97,15 @@ class Adapting:
     def close(self) -> None:
         """After training: give the model back as it came, adapter apart."""
 
+    def set_initial_training_values(self, *args: Any, **kw: Any) -> Any:
+        found = super().set_initial_training_values(*args, **kw)  # type: ignore[misc]
+        self.whole = int(found[-1])  # steps of the whole run, which rules with a schedule ask for
+        return found
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             kw = {} if self.t.weight_decay is None else {"weight_decay": self.t.weight_decay}
-            self.optimizer = self.adapted.optimizer(self.t.lr, **kw)
+            self.optimizer = self.adapted.optimizer(self.t.lr, steps=self.whole, **kw)
         return self.optimizer  # type: ignore[no-any-return]
 
     def _trained(self) -> list[Tensor]:
@@ -202,6 +209,9 @@ def _names(state: dict[str, Any]) -> list[Any]:
     return [g.get("param_names", len(g["params"])) for g in state["param_groups"]]
 
 
+SHOWN = 12  # lines about rules that are shown while a run goes on
+
+
 class Watch(TrainerCallback):
     """Trainer events -> metrics.jsonl, the sentinel, the progress display."""
 
@@ -210,6 +220,7 @@ class Watch(TrainerCallback):
         self.lines: list[dict[str, Any]] = []
         self.found: dict[str, list[str]] | None = None
         self.lost = False  # the loss has been not finite
+        self.told = len(engine.adapted.events)  # of the adapter's events
         self.file = Path(engine.args.output_dir) / "metrics.jsonl"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -231,6 +242,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.sentinel.watching and (found := self.sentinel.step()) is not None:
             self.findings(found, state)
+        self.events(state)
         if state.is_world_process_zero:
             self.engine.progress.step(state.global_step)
         if self.engine.stop:  # an interrupt: one more checkpoint, then out
@@ -241,6 +253,37 @@ class Watch(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.sentinel.watching and self.sentinel.left < self.engine.t.watch_steps:  # a run shorter than the watch
             self.findings(self.sentinel.report(), state)
+        self.allocated(state)
+
+    def events(self, state: Any) -> None:
+        """What rules did since the last step: all of it into the file, the first few lines before the reader's eyes."""
+        adapted = self.engine.adapted
+        for event in adapted.events[self.told :]:
+            self.record({"rule": event["what"], "site": event["site"], "step": event["step"]}, state)
+            self.told += 1
+            if state.is_world_process_zero and self.told <= SHOWN:
+                more = "" if self.told < SHOWN else " (further ones are in metrics.jsonl)"
+                self.engine.progress.note(f"step {event['step']}: {event['what']}{more}")
+
+    def allocated(self, state: Any) -> None:
+        """At the end: what became of the ranks, and a warning where a rule that allocates them did nothing in the whole run."""
+        rules = [r for r in asked_of(self.engine.adapted) if r.allocates]
+        if not rules or not state.is_world_process_zero:
+            return
+        ranks = list(self.engine.adapted.ranks().values())
+        idle = [
+            r.key
+            for r in rules
+            if not any("rule" in line and line["rule"].startswith(f"{r.key}:") for line in self.lines)
+        ]
+        if idle:
+            text = f"'{idle[0]}' allocates ranks, and changed none in {state.global_step} steps: the run is shorter than its schedule, or its target no less than what there is"
+            self.record({"warning": text, "step": state.global_step}, state)
+            self.engine.progress.note(text, warning=True)
+        if ranks:
+            self.engine.progress.note(
+                f"ranks: {sum(ranks)} terms live at {len(ranks)} sites, {min(ranks)} to {max(ranks)} a site"
+            )
 
     def findings(self, found: dict[str, list[str]], state: Any) -> None:
         self.found = found

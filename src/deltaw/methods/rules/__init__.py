@@ -41,6 +41,7 @@ class View(Protocol):
     name: str  # the site
     method: Method  # the method that asked for the rule, also inside a wrapper; for a plan's rule the site's
     step: int  # optimiser steps made so far: 0 in `before` of the first, 1 in `after` of it
+    total: int  # optimiser steps of the whole run; SpecError where nobody said (adapted.optimizer(lr, steps=N))
     order: tuple[int, int]  # the layer this site is in, counted among the layers that have the rule, and their number
     s: dict[str, Tensor]  # what the rule remembers here
 
@@ -74,6 +75,21 @@ class View(Protocol):
         old entry source[i] (flat; -1: starts at zero); or (restart) the tensor is as if never stepped."""
         ...
 
+    def turn(
+        self, name: str, value: Tensor, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]
+    ) -> None:
+        """The tensor in another basis, perhaps of another size: the optimiser's first and second moments become what
+        `first` and `second` make of them; step counts stay."""
+        ...
+
+    def become(self, **values: Any) -> None:
+        """Other values in the configuration of the method here (r, alpha), which is what will be saved."""
+        ...
+
+    def tell(self, what: str) -> None:
+        """For the run's log: what the rule did here, or (said at the first site) everywhere."""
+        ...
+
     def factors(self) -> tuple[Tensor, Tensor, float]:
         """(B, A, s) where the method is a function of W + s B A, so that parts of s B A may be folded; SpecError elsewhere."""
         ...
@@ -93,6 +109,8 @@ class Rule:
 
     key: ClassVar[str]
     paper: ClassVar[str]
+    allocates: ClassVar[bool] = False  # it changes ranks: a run in which it never told of anything deserves a warning
+    update: ClassVar[str] = "adamw"  # the update rule that plain AdamW gives way to, where the rule needs more of it
 
     def start(self, view: View) -> dict[str, Tensor]:
         """What to remember at a site, before the first step."""

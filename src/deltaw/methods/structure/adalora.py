@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...ops import Op, chain
-from ...spec import Declared, Method, Param, Tensors, method, normal
+from ...spec import RULES, Declared, Method, Param, Tensors, method, normal
 from ..factors import positive
 
 
@@ -12,10 +14,10 @@ class AdaLoRA(Method):
     """y = W x + b0 + s P diag(E) Q x, s = alpha / (r + 1e-5). P (m, r), E (r,), Q (r, n) trained; rank of the update <= r.
 
     Start: P, Q ~ N(0, 0.02²), E = 0: the base's first output. Trained per site: r (m + n + 1). Exact LoRA rank: r.
-    The paper's penalty, which keeps P and Q near orthonormal, is a term of the loss:
-    gamma * methods.penalties.orthonormality(adapted.trainable()). Its schedule, which sets the least important E to zero, is
-    not part of the structure; a pruned direction is an E of 0, and s stays that of the first r.
-    Source: Zhang et al. 2023; start, scale and defaults as in HF PEFT (init_r).
+    The rule "adalora" (see there) keeps P and Q near orthonormal and, over the run, gates the least important terms of all sites
+    off, down to target_r a site on average; it has to know the run's length: adapted.optimizer(lr, steps=N). A pruned term is an
+    E of 0, and s stays that of the first r. target_r >= r prunes nothing. adapted.ranks() counts what lives.
+    Source: Zhang et al. 2023; start, scale, schedule and defaults as in HF PEFT (whose init_r is r, whose step count is T = total_step).
     Trap: without the penalty E is no set of singular values. r counts the directions before pruning.
 
     >>> from deltaw.methods import AdaLoRA
@@ -25,6 +27,15 @@ class AdaLoRA(Method):
 
     r: int = 12
     alpha: float = 8.0
+    target_r: int = 8
+    tinit: int = 0
+    tfinal: int = 0
+    deltaT: int = 1
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orth_reg_weight: float = 0.5
+
+    slots = {"P": 1, "E": 0, "Q": 0}
 
     @property
     def scale(self) -> float:
@@ -36,3 +47,10 @@ class AdaLoRA(Method):
 
     def weight(self, W: Op, p: Tensors) -> Op:
         return W + self.scale * chain(p.P, p.E, p.Q)
+
+    def rules(self) -> tuple[Any, ...]:
+        return (
+            RULES["adalora"](
+                self.target_r, self.tinit, self.tfinal, self.deltaT, self.beta1, self.beta2, self.orth_reg_weight
+            ),
+        )

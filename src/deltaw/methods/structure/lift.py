@@ -42,8 +42,8 @@ class LIFT(Method):
         return {
             "v": Param((K,)),
             "I": Param((K,), last(where), train=False, dtype=int64),
-            "I0": Param((0,), train=False, dtype=int64, free=True),
-            "v0": Param((0,), train=False, free=True),
+            "I0": Param((0,), train=False, dtype=int64, free=0),
+            "v0": Param((0,), train=False, free=0),
         }
 
     def chosen(self, w: Tensor, K: int) -> Tensor:

@@ -25,6 +25,8 @@ class LoRA(Method):
     r: int = 8
     alpha: float = 8.0
 
+    slots = {"B": 1, "A": 0}
+
     @property
     def scale(self) -> float:
         return self.alpha / self.r

@@ -45,8 +45,8 @@ class LoSiA(Method):
             "v": Param((a, c)),
             "I": Param((a,), among(m), train=False, dtype=int64),
             "J": Param((c,), among(n), train=False, dtype=int64),
-            "I0": Param((0,), train=False, dtype=int64, free=True),
-            "v0": Param((0,), train=False, free=True),
+            "I0": Param((0,), train=False, dtype=int64, free=0),
+            "v0": Param((0,), train=False, free=0),
         }
 
     def weight(self, W: Op, p: Tensors) -> Op:

@@ -38,8 +38,8 @@ class LTSFT(Method):
         def everywhere(start: Start, shape: tuple[int, ...]) -> Tensor:
             return arange(m * n)
 
-        I = Param((m * n,), everywhere, train=False, dtype=int64, free=True)  # noqa: E741
-        return {"v": Param((m * n,), free=True), "I": I}
+        I = Param((m * n,), everywhere, train=False, dtype=int64, free=0)  # noqa: E741
+        return {"v": Param((m * n,), free=0), "I": I}
 
     def weight(self, W: Op, p: Tensors) -> Op:
         return W + Sparse(p.I, p.v, W.shape)

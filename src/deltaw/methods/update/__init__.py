@@ -8,8 +8,8 @@ adapter is hundreds of small tensors, and the time of a step is the number of ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +27,11 @@ def update(*, paper: str) -> Callable[[type[T]], type[T]]:
 
     def register(cls: type[T]) -> type[T]:
         done: Any = dataclass(frozen=True)(cls)
-        done.key, done.paper, done.registry = cls.__module__.rsplit(".", 1)[-1], paper, UPDATES  # what it wraps is found there
+        done.key, done.paper, done.registry = (
+            cls.__module__.rsplit(".", 1)[-1],
+            paper,
+            UPDATES,
+        )  # what it wraps is found there
         UPDATES.add(done.key, done)
         return done  # type: ignore[no-any-return]
 
@@ -40,11 +44,13 @@ class About:
 
     lookups: names that belong to embeddings and, in a whole model, to its output head. scale(site): s of W + s B A at the site whose
     tensors are "SITE.A" and "SITE.B"; SpecError where the method there is of another form. turned: weights that are stored in x out.
+    slots: factors of rank-one terms -> the axis along which the terms are numbered.
     """
 
     lookups: frozenset[str] = frozenset()
     scale: Callable[[str], float] = lambda site: 1.0
     turned: frozenset[str] = frozenset()
+    slots: Mapping[str, int] = field(default_factory=dict)
 
 
 NOTHING = About()
@@ -60,7 +66,12 @@ def grouped(pairs: Iterable[tuple[Settings, tuple[str, nn.Parameter]]]) -> list[
 
 
 def rescaled(
-    rule: Any, factor: Callable[[str, nn.Parameter], tuple[float, float]], named: dict[str, nn.Parameter], lr: float, about: About, **kw: Any
+    rule: Any,
+    factor: Callable[[str, nn.Parameter], tuple[float, float]],
+    named: dict[str, nn.Parameter],
+    lr: float,
+    about: About,
+    **kw: Any,
 ) -> torch.optim.Optimizer:
     """The optimiser of `rule` (or of its key), with the rate and the weight decay of every tensor times factor(name, tensor).
 

@@ -42,7 +42,7 @@ def base_is_untouched(case: Case) -> None:
 
     adapted = case.attach(model)
     unchanged("attach")
-    optimizer = adapted.optimizer(lr=1e-2)
+    optimizer = adapted.optimizer(lr=1e-2, steps=100)
     model(x).square().sum().backward()
     optimizer.step()
     unchanged("a training step")
@@ -69,7 +69,9 @@ def merges_as_certified(case: Case) -> str:
     model, x = case.tiny(), case.x()
     adapted = case.attach(model)
     mergeable = facts_of(case.method, (WIDE, WIDTH))["mergeable"]
-    if any(isinstance(L, Affine) and L.bias is not None and s.leaf().bias is None for s, L, _ in case.layers(adapted, x)):
+    if any(
+        isinstance(L, Affine) and L.bias is not None and s.leaf().bias is None for s, L, _ in case.layers(adapted, x)
+    ):
         try:  # a layer without a bias has no place for one: refused there, and looked at where there is one
             adapted.merge(probe=x)
         except NotMergeable:

@@ -1,4 +1,4 @@
-"""AdamW whose rows or columns have each their own age."""
+"""AdamW whose rows or columns (or single numbers, of a vector) have each their own age."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .optimizer import Rule, Step
 
 @dataclass(frozen=True)
 class Vectors(Rule):
-    """AdamW with a number of steps for every row (axis 0) or column (axis 1) in the bias correction."""
+    """AdamW with a number of steps for every row (axis 0) or column (axis 1) in the bias correction; in a vector for every number."""
 
     axis: int
     betas: tuple[float, float] = (0.9, 0.999)
@@ -22,7 +22,7 @@ class Vectors(Rule):
     def step(self, p: dict[str, Tensor], g: dict[str, Tensor], state: dict[str, dict[str, Any]], now: Step) -> None:
         (b1, b2), t, s, G = self.betas, p["W"], state["W"], g["W"]
         if "step" not in s:
-            shape = [1, 1]
+            shape = [1] * t.dim()
             shape[self.axis] = t.shape[self.axis]
             s |= {"step": t.new_zeros(shape, dtype=torch.float32), "m": torch.zeros_like(t), "v": torch.zeros_like(t)}
         steps = s["step"].add_(1).double()

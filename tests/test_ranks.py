@@ -1,0 +1,157 @@
+"""Rank allocation: the pure parts, the edits with what they do to the optimiser, and schedules against their sources."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import deltaw
+from deltaw.errors import SpecError
+from deltaw.methods import AdaLoRA
+from deltaw.testing.tiny import values
+
+F64 = torch.float64
+
+
+class Net(nn.Module):
+    """Three linear layers."""
+
+    def __init__(self, width: int = 12, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(width, 16), nn.Linear(16, 10), nn.Linear(10, 8)]).to(dtype)
+        with torch.no_grad():
+            for k, layer in enumerate(self.blocks):
+                layer.weight.copy_(values(*layer.weight.shape, name=f"w{k}", std=0.3))
+                layer.bias.zero_()
+
+    def forward(self, x):
+        for layer in self.blocks[:-1]:
+            x = torch.tanh(layer(x))
+        return self.blocks[-1](x)
+
+
+def batch(step: int, dtype: torch.dtype = torch.float32, rows: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    return values(rows, 12, name=f"x{step}", dtype=dtype), values(rows, 8, name=f"y{step}", dtype=dtype)
+
+
+def loss_of(model, step, dtype=torch.float32):
+    x, y = batch(step, dtype)
+    return (model(x) - y).square().mean()
+
+
+def test_adalora_allocates_as_peft_does_over_60_steps():
+    peft = pytest.importorskip("peft")
+    total, settings = 60, {"target_r": 3, "tinit": 5, "tfinal": 10, "deltaT": 3, "orth_reg_weight": 0.3}
+    net = Net()
+    config = peft.AdaLoraConfig(
+        init_r=6, lora_alpha=8, total_step=total, target_modules=["blocks.0", "blocks.1", "blocks.2"], **settings
+    )
+    theirs = peft.get_peft_model(copy.deepcopy(net), config)
+    ours = deltaw.attach(net, AdaLoRA(r=6, alpha=8.0, **settings))
+    state = {k.replace("base_model.model.", ""): p for k, p in theirs.named_parameters() if "lora_" in k}
+    with torch.no_grad():
+        for site, entry in ours.entries().items():
+            for name, word in (("P", "lora_B"), ("E", "lora_E"), ("Q", "lora_A")):
+                entry.get(name).copy_(state[f"{site}.{word}.default"].view(entry.get(name).shape))
+    a = ours.optimizer(lr=5e-3, steps=total)
+    b = torch.optim.AdamW([p for k, p in theirs.named_parameters() if "lora_" in k], lr=5e-3, weight_decay=0.0)
+    for step in range(total):
+        a.zero_grad()
+        loss_of(net, step).backward()
+        a.step()
+        b.zero_grad()
+        loss = loss_of(theirs.base_model.model, step)
+        found = []
+        for k, p in theirs.named_parameters():
+            if "lora_A" in k or "lora_B" in k:
+                gram = p @ p.T if "lora_A" in k else p.T @ p
+                found.append(torch.norm(gram - torch.eye(*gram.shape), p="fro"))
+        (loss + settings["orth_reg_weight"] * sum(found) / len(found)).backward()
+        b.step()
+        theirs.base_model.update_and_allocate(step)
+        for site, entry in ours.entries().items():
+            E = state[f"{site}.lora_E.default"].flatten()
+            assert torch.equal(entry.get("E") == 0, E == 0), (step, site)
+            torch.testing.assert_close(entry.get("E"), E, rtol=0, atol=1e-6)
+    pattern = {
+        k.replace("base_model.model.", "").removesuffix(".lora_E.default"): v
+        for k, v in theirs.peft_config["default"].rank_pattern.items()
+    }
+    assert {k: sum(v) for k, v in pattern.items()} == ours.ranks() and sum(ours.ranks().values()) == 9
+    assert len(set(ours.ranks().values())) > 1
+    assert any(e["what"].startswith("adalora") for e in ours.events)
+
+
+# ---- what every rule that allocates has to keep
+
+SCHEDULES = {
+    "adalora": {"r": 6, "alpha": 8.0, "target_r": 3, "tinit": 3, "tfinal": 6, "deltaT": 2},
+    "dora_dynamic": {"r": 6, "target_r": 3, "every": 3},
+    "elalora": {"r": 4, "every": 5, "b0": 3},
+    "increlora": {"target_r": 4, "h": 2, "every": 4, "warmup": 3},
+}
+STEPS = 30
+
+
+def attached(key, dtype=F64, **kw):
+    net = Net(dtype=dtype)
+    return net, deltaw.attach(net, {"key": key, **SCHEDULES[key], **kw})
+
+
+def steps(net, adapted, optimizer, first, last, micro=1, dtype=F64):
+    for step in range(first, last):
+        optimizer.zero_grad()
+        x, y = batch(step, dtype)
+        for a, b in zip(x.chunk(micro), y.chunk(micro)):
+            ((net(a) - b).square().mean() / micro).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("key", SCHEDULES)
+def test_a_resumed_run_allocates_as_an_uninterrupted_one(key, tmp_path):
+    net, whole = attached(key)
+    optimizer = whole.optimizer(1e-2, steps=STEPS)
+    steps(net, whole, optimizer, 0, 14)
+    whole.save(tmp_path / "a")
+    kept = copy.deepcopy(optimizer.state_dict())
+    steps(net, whole, optimizer, 14, STEPS)
+    again = Net(dtype=F64)
+    loaded = deltaw.load(again, tmp_path / "a")
+    other = loaded.optimizer(1e-2, steps=STEPS)
+    other.load_state_dict(kept)
+    steps(again, loaded, other, 14, STEPS)
+    assert loaded.ranks() == whole.ranks()
+    assert all(torch.equal(t, loaded.state()[k]) for k, t in whole.state().items())
+
+
+@pytest.mark.parametrize("key", SCHEDULES)
+def test_accumulation_changes_nothing(key):
+    found = []
+    for micro in (1, 4):
+        net, adapted = attached(key)
+        steps(net, adapted, adapted.optimizer(1e-2, steps=STEPS), 0, STEPS, micro)
+        found.append((adapted.ranks(), adapted.state()))
+    assert found[0][0] == found[1][0]
+    for k, t in found[0][1].items():
+        torch.testing.assert_close(found[1][1][k], t, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("key", SCHEDULES)
+def test_it_ends_at_its_budget_and_says_what_it_did(key):
+    net, adapted = attached(key)
+    optimizer = adapted.optimizer(1e-2, steps=STEPS)
+    steps(net, adapted, optimizer, 0, STEPS)
+    budget = {"adalora": 9, "dora_dynamic": 9, "elalora": 12, "increlora": 12}[key]
+    total = sum(adapted.ranks().values())
+    assert total == budget if key == "elalora" else 0 < total <= budget
+    assert [e for e in adapted.events if e["what"].startswith(f"{key}: ")]
+
+
+@pytest.mark.parametrize("key", ["adalora", "dora_dynamic", "elalora"])
+def test_without_the_runs_length_they_say_so(key):
+    _, adapted = attached(key)
+    with pytest.raises(SpecError, match="steps=N"):
+        adapted.optimizer(1e-2)
