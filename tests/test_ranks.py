@@ -155,3 +155,118 @@ def test_without_the_runs_length_they_say_so(key):
     _, adapted = attached(key)
     with pytest.raises(SpecError, match="steps=N"):
         adapted.optimizer(1e-2)
+
+
+# ---- squeezing and growing
+
+
+def random_lora(r=6, dtype=F64, **kw):
+    net = Net(dtype=dtype)
+    adapted = deltaw.attach(net, deltaw.methods.LoRA(r=r, alpha=2.0 * r), **kw)
+    with torch.no_grad():
+        for k, t in adapted.trainable().items():
+            t.copy_(values(*t.shape, name=k, std=0.5, dtype=dtype))
+    return net, adapted
+
+
+def change_of(adapted):
+    return {s: B @ A for s, (B, A) in adapted.to_lora().factors.items()}
+
+
+def test_squeeze_is_the_best_approximation_and_says_what_it_lost():
+    net, adapted = random_lora()
+    before = change_of(adapted)
+    found = deltaw.squeeze(adapted, rank=2)
+    lost = 0.0
+    for site, (B, A) in found.factors.items():
+        U, S, V = torch.linalg.svd(before[site])
+        torch.testing.assert_close(B @ A, (U[:, :2] * S[:2]) @ V[:2], rtol=0, atol=1e-10)
+        lost += float(S[2:].square().sum())
+    whole = sum(float(d.square().sum()) for d in before.values())
+    assert found.error == pytest.approx((lost / whole) ** 0.5, rel=1e-9)
+    new = found.attach()
+    assert set(new.ranks().values()) == {2}
+    for site, d in change_of(new).items():
+        torch.testing.assert_close(d, found.factors[site][0] @ found.factors[site][1], rtol=0, atol=1e-10)
+
+
+def test_the_same_rank_is_the_identity_and_a_larger_one_keeps_the_function():
+    for rank in (6, 8):
+        net, adapted = random_lora()
+        x = batch(0, F64)[0]
+        y = net(x)
+        found = deltaw.squeeze(adapted, rank=rank)
+        new = found.attach()
+        assert found.error < 1e-7 and set(new.ranks().values()) == {rank}
+        torch.testing.assert_close(net(x), y, rtol=0, atol=1e-10)
+        if rank == 8:
+            loss_of(net, 0, F64).backward()
+            assert all(bool((e.get("B").grad[:, 6:] != 0).any()) for e in new.entries().values())
+
+
+def test_error_and_budget_are_met_with_the_fewest_numbers():
+    _, adapted = random_lora()
+    found = deltaw.squeeze(adapted, error=0.3)
+    assert 0 < found.error <= 0.3
+    cost = sum(B.numel() + A.numel() for B, A in found.factors.values())
+    again = deltaw.squeeze(adapted, budget=4 * cost)
+    assert again.error == pytest.approx(found.error)
+    assert sum(B.numel() + A.numel() for B, A in again.factors.values()) <= cost
+    for bad in ({"error": 1.5}, {"budget": "12 parsec"}, {"budget": 8}, {"rank": 0}, {}, {"rank": 2, "error": 0.1}, {"ranks": {"nowhere": 2}}):
+        with pytest.raises(SpecError):
+            deltaw.squeeze(adapted, **bad)
+
+
+def test_first_moments_turn_as_gradients_do():
+    """B' = B R, A' = L A: after a change of basis without loss, gradients of the new factors are the turned ones of the old."""
+    grads = []
+    for rank in (None, 6):
+        net, adapted = random_lora()
+        old = {k: t.detach().clone() for k, t in adapted.trainable().items()}
+        loss_of(net, 0, F64).backward()
+        grads.append({k: t.grad.clone() for k, t in adapted.trainable().items()})
+        if rank:
+            s = 2.0
+            for site in change_of(adapted):
+                B, A = old[f"{site}.B"], old[f"{site}.A"]
+                Rb, Ra = torch.linalg.qr(B)[1], torch.linalg.qr(A.mT)[1]
+                U, S, V = torch.linalg.svd(s * Rb @ Ra.mT)
+                R = torch.linalg.solve(Rb, U * (S / s).sqrt())
+                L = torch.linalg.solve(Ra, ((S / s).sqrt()[:, None] * V).mT).mT
+                net2, other = random_lora()
+                with torch.no_grad():
+                    for k, t in other.trainable().items():
+                        t.copy_(old[k])
+                    other.entries()[site].get("B").copy_(B @ R)
+                    other.entries()[site].get("A").copy_(L @ A)
+                loss_of(net2, 0, F64).backward()
+                torch.testing.assert_close(other.entries()[site].get("B").grad, grads[0][f"{site}.B"] @ L.mT, rtol=0, atol=1e-9)
+                torch.testing.assert_close(other.entries()[site].get("A").grad, R.mT @ grads[0][f"{site}.A"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("moments", ["reset", "turn"])
+def test_the_ladder_goes_down_in_training_and_is_saved(moments, tmp_path):
+    net = Net(dtype=F64)
+    plan = deltaw.Plan(deltaw.methods.LoRA(r=6, alpha=12.0), rules={"key": "lora_squeeze", "ladder": [6, 4, 2], "moments": moments})
+    adapted = deltaw.attach(net, plan)
+    optimizer = adapted.optimizer(1e-2, steps=12)
+    steps(net, adapted, optimizer, 0, 12)
+    assert set(adapted.ranks().values()) == {2} and len(adapted.events) == 2
+    y = net(batch(0, F64)[0])
+    adapted.save(tmp_path / "a")
+    again = Net(dtype=F64)
+    deltaw.load(again, tmp_path / "a")
+    torch.testing.assert_close(again(batch(0, F64)[0]), y, rtol=0, atol=1e-12)
+
+
+def test_a_new_task_leaves_the_function_and_starts_afresh():
+    net = Net(dtype=F64)
+    adapted = deltaw.attach(net, {"key": "codyra", "r": 4, "kappa": 0.05})
+    for task in (1, 2):
+        optimizer = adapted.optimizer(5e-2, steps=STEPS)
+        steps(net, adapted, optimizer, 0, STEPS)
+        y, live = net(batch(0, F64)[0]), sum(adapted.ranks().values())
+        added = deltaw.next_task(adapted, task)
+        assert 0 < sum(added.values()) <= live
+        torch.testing.assert_close(net(batch(0, F64)[0]), y, rtol=0, atol=1e-10)
+        assert all(not e.get("B").any() for e in adapted.entries().values())

@@ -11,6 +11,7 @@ from . import errors, fused, interop, methods, ops
 from .attach import Adapted, activate, adapters, attach, disabled, prompts, rows, stack
 from .bank import Bank
 from .blend import blend
+from .continual import next_task
 from .files import load, read
 from .fuse import Fused
 from .methods.rates import Setting, suggest_lr
@@ -21,12 +22,13 @@ from .probe import Stats, probe
 from .prompting import context_loss, prefill, tasks
 from .route import route
 from .spec import METHODS
+from .squeeze import squeeze
 
 from . import testing  # isort: skip  (last: it is written against the names above)
 
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "Setting", "Stats", "activate", "adapters", "attach", "base_shapes", "blend",
-    "context_loss", "disabled", "errors", "fused", "interop", "load", "methods", "mup", "ops", "optimizer", "prefill", "preview", "probe",
-    "prompts", "read", "route", "rows", "stack", "suggest_lr", "tasks", "testing", "umup",
+    "context_loss", "disabled", "errors", "fused", "interop", "load", "methods", "mup", "next_task", "ops", "optimizer", "prefill", "preview", "probe",
+    "prompts", "read", "route", "rows", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup",
 ]  # fmt: skip

@@ -113,7 +113,10 @@ class Adapted:
         for site, entry in self.entries().items():
             for owner in layers_of(entry.method):
                 found = [(entry.get(k), axis) for k, axis in owner.slots.items() if k in entry.own]
-                if found:
+                live = owner.live(entry.tensors(dict.fromkeys(entry.signals.values(), torch.empty(0)))) if found else None
+                if live is not None:
+                    out[site] = live
+                elif found:
                     gates = [t != 0 for t, _ in found if t.dim() == 1]
                     out[site] = int(torch.stack(gates).all(0).sum()) if gates else found[0][0].shape[found[0][1]]
         return out

@@ -76,6 +76,10 @@ class View:
             )
         return self.engine.total
 
+    @property
+    def length(self) -> int | None:
+        return self.engine.total  # type: ignore[no-any-return]
+
     def tell(self, what: str) -> None:
         self.engine.adapted.events.append({"step": self.engine.step, "site": self.name, "what": what})
 
@@ -202,6 +206,6 @@ class View:
     def fold(self, B: Tensor, A: Tensor) -> None:
         self.entry.move(B, A)
 
-    def damp(self, name: str, factor: float) -> None:
+    def damp(self, name: str, factor: float | Tensor) -> None:
         t = self.entry.get(name)
         self.engine.damped.append((t, t.detach().clone(), factor))

@@ -32,7 +32,7 @@ class Engine:
     def __init__(self, adapted: Adapted, rules: list[tuple[Any, list[View]]], total: int | None = None):
         self.adapted, self.rules, self.step, self.total = adapted, rules, 0, total
         self.watched: dict[str, list[Watch]] = {}
-        self.damped: list[tuple[Tensor, Tensor, float]] = []
+        self.damped: list[tuple[Tensor, Tensor, float | Tensor]] = []
         self.optimizer: Any = None  # only inside a hook: the optimiser owns the engine, not the other way round
 
     def watch(self) -> None:

@@ -206,6 +206,10 @@ class Method:
         """The new layer; by default the new weight under the old bias."""
         return Affine(self.weight(L.op, p), L.bias)
 
+    def live(self, p: Tensors) -> int | None:
+        """How many of its terms are in use, where that is not to be seen from the gates (see `slots`)."""
+        return None
+
     def rules(self) -> tuple[Any, ...]:
         """What has to happen between optimiser steps for this to be the method (see deltaw.methods.rules)."""
         return ()

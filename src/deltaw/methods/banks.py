@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from ..spec import Declared, Fill, Param, constant, kaiming, zeros
+import torch
+from torch import Tensor
+
+from ..ops import random as rng
+from ..spec import Declared, Fill, Param, kaiming, zeros
 from .factors import positive
 
 SLOTS = {"B": 1, "g": 0, "A": 0}
 """For `Method.slots`: along which axis of each the terms are numbered."""
 
 
-def bank(m: int, n: int, r: int, B: Fill = zeros, g: Fill = constant(1.0), A: Fill = kaiming) -> Declared:
+def bank(m: int, n: int, r: int, B: Fill = zeros, g: Fill = zeros, A: Fill = kaiming) -> Declared:
     """B (m, r), g (r,), A (r, n) with these starts; rules may gate, drop and add terms."""
     positive(r=r)
     return {"B": Param((m, r), B, free=1), "g": Param((r,), g, free=0), "A": Param((r, n), A, free=0)}
+
+
+def leading(seed: int, step: int, r: int) -> Tensor:
+    """(1, .., 1, 0, .., 0) with b ones, b uniform on 1 .. r: the same at all sites, in all processes, and after a resume."""
+    b = 1 + min(int(float(rng.uniform((1,), rng.key(seed, "prefix", step), 0.0, float(r)))), r - 1)
+    return (torch.arange(r) < b).float()

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
+from ..lowrank import signs
+from .init import innermost
 from .rank import scores
 
 
@@ -54,6 +56,18 @@ def remember(views: list[Any], live: dict[str, Tensor]) -> None:
 def hold(views: list[Any]) -> None:
     for v in views:
         silence(v, ~v.s["live"])
+
+
+def threshold(views: list[Any], by: float, who: str) -> None:
+    """The proximal step of `by` times the sum of |gate|; tells, every fiftieth step and at the end, how many are left."""
+    for v in views:
+        name = gate(v)
+        v.set(name, torch.nn.functional.softshrink(getattr(v.p, name).detach(), by))
+    if views[0].step % 50 == 0 or views[0].step == views[0].length:
+        left = sum(int((getattr(v.p, gate(v)) != 0).sum()) for v in views)
+        if left != int(views[0].s["live"]) * 1:
+            views[0].tell(f"{who}: {left} of {sum(count(v) for v in views)} terms live")
+        views[0].s["live"] = torch.tensor(left)
 
 
 def select(view: Any, keep: Tensor) -> None:
@@ -123,6 +137,24 @@ def rebase(view: Any, up: str, down: str, R: Tensor, L: Tensor, rho: float = 1.0
     R, L = R.to(B), L.to(A)
     view.turn(up, B.detach() @ R, lambda m: rho * m @ L.mT, lambda v: rho**2 * v @ (L * L).mT)
     view.turn(down, L @ A.detach(), lambda m: rho * R.mT @ m, lambda v: rho**2 * (R * R).mT @ v)
+
+
+def squeeze(view: Any, k: int, turn: bool) -> Tensor:
+    """The nearest s B A of rank k under the same s, in place; the singular values of what it was."""
+    B, A, s = view.factors()
+    B, A, r = B.detach().float(), A.detach().float(), A.shape[0]
+    (Qb, Rb), (Qa, Ra) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
+    U, S, V = torch.linalg.svd(s * Rb @ Ra.mT)
+    sign, root = signs(U[:, :k]), (S[:k] / s).sqrt()
+    up, down = U[:, :k] * sign * root, (sign * root)[:, None] * V[:k]
+    if turn:
+        rebase(view, "B", "A", torch.linalg.lstsq(Rb, up).solution, torch.linalg.lstsq(Ra, down.mT).solution.mT)
+    else:
+        rows = torch.where((S[:k] > S[0] * 1e-7)[:, None], down @ Qa.mT, A[:k])
+        view.set("B", Qb @ up, restart=True)
+        view.set("A", rows, restart=True)
+    view.become(r=k, alpha=getattr(innermost(view.method), "alpha", k) * k / r)
+    return S.double()
 
 
 def orthonormality(pairs: Iterable[tuple[Tensor, int]]) -> Tensor:

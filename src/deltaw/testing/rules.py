@@ -28,6 +28,7 @@ from .updates import HALF, RATE, STEPS, leaves, loss_of
 ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adalora": ({"key": "adalora", "r": 4, "target_r": 2, "tinit": 1, "deltaT": 2}, {}),
     "allocate": ({"key": "snella", "q": 4, "sparsity": 0.4, "every": 2, "T": 3}, {}),
+    "ard_lora": ({"key": "ard_lora", "r": 4, "r0": 2, "heads": 2, "lam": 0.1}, {}),
     "asa": (
         {"key": "adamss", "R": 6, "K": 4, "rk": 1},
         {"rules": {"key": "asa", "target": 5, "begin": 1, "end": 8, "every": 2}},
@@ -35,12 +36,15 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "avf": ({"key": "vectorfit"}, {"rules": {"key": "avf", "t_i": 1, "t_f": 2, "k": 2, "n_f": 3}}),
     "bound": ({"key": "cpt", "ids": [3, 1, 4]}, {}),
     "calibrate": ({"key": "shira", "r": 2, "mask": "grad", "steps": 2}, {}),
+    "codyra": ({"key": "codyra", "r": 3, "kappa": 0.3, "dense": 0.0}, {}),
     "dora_dynamic": ({"key": "dora_dynamic", "r": 4, "target_r": 2, "every": 2, "start_at": 0.05, "end_at": 0.6}, {}),
+    "dylora": ({"key": "dylora", "r": 4}, {}),
     "elalora": ({"key": "elalora", "r": 3, "every": 2, "t_i": 0.02}, {}),
     "increlora": ({"key": "increlora", "target_r": 4, "every": 2, "warmup": 1}, {}),
     "localise": ({"key": "losia", "p": 0.25, "T": 2}, {}),
     "lora_fa": ({"key": "lora_fa", "r": 3}, {"rules": "lora_fa"}),
     "lora_ggpo": ({"key": "lora_ggpo", "sigma": 0.3, "beta": 0.3}, {}),
+    "lora_squeeze": ({"key": "lora", "r": 6}, {"rules": {"key": "lora_squeeze", "ladder": (6, 4, 2), "T": 8}}),
     "lottery": ({"key": "lt_sft", "keep": 0.1, "steps": 3, "l1": 0.1}, {}),
     "lowrank_refactor": (
         {"key": "low_rank", "r": 3},
@@ -55,6 +59,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reselect": ({"key": "lift", "k": 2, "f": 4, "every": 3}, {}),
     "row_sparsity": ({"key": "roselora", "r": 3, "kappa": 0.3, "t_i": 1, "t_f": 6}, {}),
     "shrink": ({"key": "s2_lora", "r": 4, "shrink": 1e-3}, {}),
+    "sora": ({"key": "sora", "r": 4, "lambda2": 0.1}, {}),
     "sst": ({"key": "sst", "r": 3, "every": 4, "warmup": 2}, {}),
     "switchlora": (
         {"key": "lora", "r": 6},

@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
+from ...errors import SpecError
+
+UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
+
+
+def bytes_of(size: int | str) -> int:
+    """"2MB", "512 KiB" or a number of bytes."""
+    if isinstance(size, int) and not isinstance(size, bool):
+        return size
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", str(size), re.IGNORECASE)
+    if not match or match.group(2).upper() not in UNITS:
+        raise SpecError(f"a size like 2MB or 512KiB was expected; found {size!r}")
+    return int(float(match.group(1)) * UNITS[match.group(2).upper()])
+
 
 def part(t: float, begin: float, end: float) -> float:
     """How far t is from begin (0) to end (1); 1 where the two meet."""

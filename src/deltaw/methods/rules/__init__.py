@@ -42,6 +42,7 @@ class View(Protocol):
     method: Method  # the method that asked for the rule, also inside a wrapper; for a plan's rule the site's
     step: int  # optimiser steps made so far: 0 in `before` of the first, 1 in `after` of it
     total: int  # optimiser steps of the whole run; SpecError where nobody said (adapted.optimizer(lr, steps=N))
+    length: int | None  # the same, or None
     order: tuple[int, int]  # the layer this site is in, counted among the layers that have the rule, and their number
     s: dict[str, Tensor]  # what the rule remembers here
 
@@ -99,8 +100,8 @@ class View(Protocol):
         that takes the same away from s B A has not changed the function."""
         ...
 
-    def damp(self, name: str, factor: float) -> None:
-        """In `before`: the coming step moves this tensor only by `factor` of the way, as a lower learning rate would."""
+    def damp(self, name: str, factor: float | Tensor) -> None:
+        """In `before`: the coming step moves this tensor only by `factor` of the way (entry by entry), as a lower rate would."""
         ...
 
 

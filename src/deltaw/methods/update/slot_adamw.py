@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from . import NOTHING, About, update
 from .algebra import Plain, SubOptimizer, Unit
 from .algebra.vectors import Vectors
+
+AXES = {"B": 1, "A": 0}  # of factors of which nothing else is known
 
 
 @update(paper="arXiv:1711.05101")
@@ -28,6 +30,7 @@ class SlotAdamW:
     """
 
     weight_decay: float = 0.0
+    pairs: ClassVar[bool] = True
 
     def floats(self, m: int, n: int, r: int) -> int:
         """Numbers of optimiser state for the two factors of an m x n matrix."""
@@ -36,5 +39,6 @@ class SlotAdamW:
     def optimizer(
         self, named: Mapping[str, nn.Parameter], lr: float, about: About = NOTHING, **kw: Any
     ) -> SubOptimizer:
-        units = [Unit(k, Vectors(about.slots[k]) if k in about.slots else Plain(), {"W": p}) for k, p in named.items()]
+        axis = {k: about.slots.get(k, AXES.get(k.rpartition(".")[2]) if p.dim() == 2 else None) for k, p in named.items()}
+        units = [Unit(k, Plain() if (a := axis[k]) is None else Vectors(a), {"W": p}) for k, p in named.items()]
         return SubOptimizer(named, units, lr, **{"weight_decay": self.weight_decay, **kw})

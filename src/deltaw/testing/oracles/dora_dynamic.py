@@ -1,0 +1,19 @@
+"""DoRADynamic: term by term."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...methods.structure.dora_dynamic import DoRADynamic
+
+METHOD = DoRADynamic(r=3, alpha=6.0, target_r=2)
+
+
+def closed(method: Any, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Tensor) -> Tensor:
+    y = F.linear(x, W, b)
+    for k in range(len(p["g"])):
+        y = y + method.alpha / method.r * p["g"][k] * (x @ p["A"][k])[..., None] * p["B"][:, k]
+    return y
