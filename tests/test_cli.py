@@ -293,6 +293,23 @@ def test_inspect(place, cli, js):
     assert all(d["norm"] > 0 for d in seen["deltas"])
     code, out, _ = cli("inspect", place / "run" / "adapter")
     assert code == 0 and "adapter_model.safetensors" in out
+    page = place / "look.html"
+    seen = js("inspect", place / "run", "--base", place / "base", "--against", place / "run", "--html", page)
+    assert all(d["cosine"] == pytest.approx(1.0) and d["similarity"] == pytest.approx(1.0) for d in seen["deltas"])
+    assert all(1 <= d["stable_rank"] <= d["effective_rank"] + 1e-6 <= 3 + 1e-5 for d in seen["deltas"])
+    assert "<svg" in page.read_text() and set(seen["ranks"].values()) == {3}
+    assert "--base" in cli("inspect", place / "run", "--html", page)[2]
+
+
+def test_squeeze(place, cli, js):
+    found = js("squeeze", place / "run", "--base", place / "base", "--rank", "1", "--out", place / "one")
+    assert {s["rank"] for s in found["sites"]} == {1} and 0 < found["error"] < 1
+    assert js("inspect", place / "one", "--base", place / "base")["ranks"] == dict.fromkeys((s["site"] for s in found["sites"]), 1)
+    same = js("squeeze", place / "run", "--base", place / "base", "--error", "1e-6", "--out", place / "same")
+    assert same["error"] <= 1e-6
+    code, _, err = cli("squeeze", place / "run", "--base", place / "base", "--budget", "3B", "--out", place / "none")
+    assert code and "budget" in err and not (place / "none").exists()
+    assert "exactly one" in cli("squeeze", place / "run", "--base", place / "base", "--out", place / "none")[2]
 
 
 def test_eval(place, cli, js):

@@ -9,7 +9,7 @@ import typer
 
 COMMANDS = {
     "Methods": ("methods", "show", "new", "check"),
-    "Adapters": ("plan", "advise", "train", "eval", "chat", "merge", "convert", "extrapolate", "inspect"),
+    "Adapters": ("plan", "advise", "train", "eval", "chat", "merge", "convert", "extrapolate", "squeeze", "inspect"),
     "Project": ("demo", "bench", "coordinates", "docs"),
 }
 
