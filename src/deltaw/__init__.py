@@ -11,6 +11,7 @@ from . import errors, fused, interop, methods, ops
 from .attach import Adapted, activate, adapters, attach, disabled, prompts, rows, stack
 from .bank import Bank
 from .blend import blend
+from .compress import compress, load_compressed, save_compressed
 from .continual import next_task
 from .files import load, read
 from .fuse import Fused
@@ -21,6 +22,7 @@ from .plan import Plan, Preview, preview
 from .probe import Stats, probe
 from .prompting import context_loss, prefill, tasks
 from .route import route
+from .search import search_ranks
 from .spec import METHODS
 from .squeeze import squeeze
 
@@ -28,7 +30,7 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "Setting", "Stats", "activate", "adapters", "attach", "base_shapes", "blend",
-    "context_loss", "disabled", "errors", "fused", "interop", "load", "methods", "mup", "next_task", "ops", "optimizer", "prefill", "preview", "probe",
-    "prompts", "read", "route", "rows", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup",
+    "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "Setting", "Stats", "activate", "adapters", "attach", "base_shapes", "blend", "compress",
+    "context_loss", "disabled", "errors", "fused", "interop", "load", "load_compressed", "methods", "mup", "next_task", "ops", "optimizer", "prefill", "preview", "probe",
+    "prompts", "read", "route", "rows", "save_compressed", "search_ranks", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup",
 ]  # fmt: skip

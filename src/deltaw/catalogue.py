@@ -181,7 +181,7 @@ def markdown(rows: list[dict[str, Any]] | None = None) -> str:
 
 
 def axes() -> list[str]:
-    """Every axis: those of structures, and "update", "init", "rules"."""
+    """Every axis: those of structures, and "update", "init", "rules", "rank", "compress"."""
     from .testing import AXES
 
     return [*sorted({METHODS[k].axis for k in METHODS}), *AXES]
@@ -221,8 +221,8 @@ def entry_of(axis: str, key: str) -> dict[str, Any]:
             facts["moves"] = "A and B of a site together"
         elif hasattr(cls, "floats"):
             facts["state"] = cls().floats(*SAMPLE)
-    if axis == "init":
-        facts |= {"needs": sorted(cls.needs), "shifts": cls.shifts}
+    if hasattr(cls, "needs"):
+        facts |= {"needs": sorted(cls.needs), "shifts": getattr(cls, "shifts", False)}
     return {
         "key": key, "class": cls.__name__, "axis": axis, "paper": cls.paper, "status": status_of(oracles, False),
         "oracles": oracles, **facts, "fields": defaults(cls), "summary": sentence(cls.__doc__ or ""),

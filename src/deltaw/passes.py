@@ -201,7 +201,7 @@ class Reading:
                 raise _unseen(site.name)
         for name, sums in self.sums.items():
             for word in sums:
-                sums[word] /= self.tokens[name] if word == "inputs" else count
+                sums[word] /= self.tokens[name] if word in ("inputs", "mean") else count
         for pca in self.pca.values():
             pca.flush()
         return self.found()
@@ -213,6 +213,10 @@ class Reading:
             return
         if "inputs" in self.wanted:
             _add(sums, "inputs", (X.mT @ X).to(self.keep))
+        if "mean" in self.wanted:
+            _add(sums, "mean", X.sum(0).to(self.keep))
+        if "scales" in self.wanted:
+            _add(sums, "scales", X.abs().mean(0).to(self.keep))
         if "inputs_by_max" in self.wanted:
             X = X / X.max().abs()
             _add(sums, "inputs_by_max", (X.mT @ X).to(self.keep))

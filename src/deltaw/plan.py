@@ -10,6 +10,7 @@ from torch import nn
 
 from .errors import SpecError, TargetError
 from .methods.init import INITS
+from .methods.rank import RANKS
 from .methods.update import UPDATES
 from .ops import Eye
 from .sites import Site, find, leaf_site
@@ -52,8 +53,8 @@ class Plan:
     whole names, or "all-linear". exclude: the same language. overrides: {pattern: {field: value} | Method | None}, the
     first pattern that fits a name wins; None leaves the site out (PEFT's rank_pattern is {pattern: {"r": ...}}).
     layers: layer numbers to keep. init, update: keys, configurations ({"key": "galore", "r": 0.25}) or objects
-    (`deltaw.methods.update.GaLore(r=0.25)`). rules: what happens between optimiser steps, one or a list, besides what
-    the method itself asks for. `deltaw methods --axis init` (update, rules) lists them. train_modules: modules trained in full (heads).
+    (`deltaw.methods.update.GaLore(r=0.25)`). ranks: a policy that gives every site its own, before training. rules: what happens between optimiser steps, one or a list, besides what
+    the method itself asks for. `deltaw methods --axis init` (rank, update, rules) lists them. train_modules: modules trained in full (heads).
     token_rows: {embedding name: token ids} trained as single rows. tie: one delta for both ends of a tied weight.
     Every name and pattern must match something; `resolve` raises TargetError otherwise.
     """
@@ -64,6 +65,7 @@ class Plan:
     overrides: dict[str, Any] = field(default_factory=dict)
     layers: Any = None
     init: Any = None
+    ranks: Any = None
     update: Any = "adamw"
     rules: Any = ()
     train_modules: tuple[str, ...] | list[str] = ()
@@ -78,6 +80,8 @@ class Plan:
             raise SpecError(f"Plan.method must be a method such as LoRA(r=8) or its key; found {self.method!r}")
         if self.init is not None:
             put(self, "init", one_of(INITS, self.init, "fill"))
+        if self.ranks is not None:
+            put(self, "ranks", one_of(RANKS, self.ranks, "ranks"))
         put(self, "update", one_of(UPDATES, self.update, "optimizer"))
         rules = self.rules if isinstance(self.rules, (list, tuple)) else (self.rules,)
         put(self, "rules", tuple(from_config(r, RULES) for r in rules))
@@ -106,6 +110,7 @@ class Plan:
             "overrides": _ordered({k: plain(v) for k, v in self.overrides.items()}),
             "layers": None if self.layers is None else list(self.layers),
             "init": None if self.init is None else to_config(self.init),
+            "ranks": None if self.ranks is None else to_config(self.ranks),
             "update": to_config(self.update),
             "rules": [to_config(r) for r in self.rules],
             "train_modules": list(self.train_modules),

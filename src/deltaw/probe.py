@@ -23,7 +23,7 @@ from .plan import Assignment, Plan, has_weight
 from .sites import Site, find
 from .spec import Method, Start, change, scale_of, to_config
 
-READ = ("inputs", "inputs_by_max", "components")
+READ = ("inputs", "inputs_by_max", "components", "mean", "scales")
 NEEDS = ("gradient", *READ, "original")
 TENSORS, CARD = "stats.safetensors", "stats.json"
 
@@ -31,7 +31,7 @@ TENSORS, CARD = "stats.safetensors", "stats.json"
 @dataclass
 class Stats:
     """sites[name] holds what was measured at a site, by name: "gradient" (m, n), "inputs" (n, n), "components" (k, n) with
-    "singular" and "share" (k), "original" (m, n). Sites that read the same input hold the same tensors."""
+    "singular" and "share" (k), "mean" and "scales" (n), "original" (m, n). Sites that read the same input hold the same tensors."""
 
     sites: dict[str, dict[str, Tensor]]
     about: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +86,7 @@ def probe(
       are on the device `keep`.
     - "inputs": XᵀX / number of tokens. "inputs_by_max": the mean over batches of XᵀX, each X divided by its largest entry.
       Padding (attention_mask) does not count. forward(model, batch): by default a call without the labels.
+    - "mean": the mean token (n). "scales": the mean over batches of the mean |x_j| (n).
     - "components": the leading principal components of the tokens with a label, and their shares of the variance; reading
       ends when all that would be used have converged (cosine with the batch before >= tau).
     - "original": the weights of `original`, an unquantised model or its state dict.
@@ -96,7 +97,7 @@ def probe(
     """
     plan = where if isinstance(where, Plan) else None
     init = plan.init if plan is not None else None
-    wanted = set(needs if needs is not None else measured(init))
+    wanted = set(needs if needs is not None else needs_of(plan) if plan is not None else ())
     if bad := sorted(wanted - set(NEEDS)):
         raise SpecError(f"a probe cannot measure '{bad[0]}'{nearest(bad[0], NEEDS)} (known: {', '.join(NEEDS)})")
     if not wanted:
@@ -118,7 +119,7 @@ def probe(
             stats = Stats.load(folder)
         else:
             needed = None
-            if plan is not None and "components" in measured(init) and (ranks := getattr(init, "ranks", None)) is not None:
+            if plan is not None and "components" in measured(init) and (ranks := chooser(plan)) is not None:
                 needed = partial(ranks, starts(plan, firsts))
             with alone(model, seed):
                 if "gradient" in fresh:
@@ -155,6 +156,21 @@ def _originals(sites: list[Site], original: Any) -> dict[str, dict[str, Tensor]]
     return out
 
 
+def needs_of(plan: Plan) -> frozenset[str]:
+    """What the plan's init and its rank policy want measured."""
+    return measured(plan.init) | measured(plan.ranks)
+
+
+def asking(plan: Plan) -> list[str]:
+    """Who wants it."""
+    return [f"{word} '{x.key}'" for word, x in (("init", plan.init), ("rank policy", plan.ranks)) if measured(x)]
+
+
+def chooser(plan: Plan) -> Any:
+    """The function that gives sites their ranks: the policy's, or that of an init which does so too."""
+    return getattr(plan.init if plan.ranks is None else plan.ranks, "ranks", None)
+
+
 def places(model: nn.Module, plan: Plan) -> list[Assignment]:
     """The sites of a plan that an init can look at; both ends of a tied weight."""
     return [a for a in plan.resolve(model) if has_weight(a)]
@@ -162,15 +178,17 @@ def places(model: nn.Module, plan: Plan) -> list[Assignment]:
 
 def ready(model: nn.Module, plan: Plan, stats: Stats | None) -> Plan:
     """The plan as it is attached: with the ranks that its init gives. SpecError where the init needs what nobody measured."""
-    wanted = measured(plan.init)
-    ranks = getattr(plan.init, "ranks", None)
+    wanted = needs_of(plan)
+    ranks = chooser(plan)
     if not wanted and ranks is None:
         return plan
+    if ranks is not None and not needs_of(plan):
+        stats = stats or Stats({a.site.name: {} for a in places(model, plan)})
     firsts = [a for a in places(model, plan) if a.shares is None]
     for a in firsts:
         if missing := sorted(wanted - set({} if stats is None else stats.sites.get(a.site.name, {}))):
             raise SpecError(
-                f"init '{plan.init.key}' needs the {missing[0]} of every site, and there is none for {a.site.name}: "
+                f"{' and '.join(asking(plan))} needs the {missing[0]} of every site, and there is none for {a.site.name}: "
                 "stats = deltaw.probe(model, batches, plan), then deltaw.attach(model, plan, stats=stats). "
                 "`deltaw train` and deltaw.train.run do that by themselves, with their training data"
             )
@@ -183,7 +201,7 @@ def ready(model: nn.Module, plan: Plan, stats: Stats | None) -> Plan:
         if a.site.name in exact:
             exact[a.site.name] = exact[a.shares] if a.shares is not None else a.method
         if a.site.name in exact and a.site.name in given:
-            exact[a.site.name] = _of_rank(a.method, given[a.site.name], getattr(plan.init, "keeps_scale", False))
+            exact[a.site.name] = _of_rank(a.method, given[a.site.name], getattr(plan.ranks or plan.init, "keeps_scale", False))
     return replace(plan, overrides={r"\A" + escape(name): method for name, method in exact.items()})
 
 

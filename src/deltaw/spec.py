@@ -251,6 +251,20 @@ class Registry(Generic[T]):
         self._table[key] = item
 
 
+def entry(registry: Registry[Any], paper: str, **marks: Any) -> Callable[[type[T]], type[T]]:
+    """A decorator: the class becomes a frozen dataclass that is its own configuration, and is registered under its module's name."""
+
+    def register(cls: type[T]) -> type[T]:
+        done: Any = dataclass(frozen=True)(cls)
+        done.key, done.paper = cls.__module__.rsplit(".", 1)[-1], paper
+        for name, value in marks.items():
+            setattr(done, name, value)
+        registry.add(done.key, done)
+        return done  # type: ignore[no-any-return]
+
+    return register
+
+
 METHODS: Registry[type[Method]] = Registry("method", home="deltaw.methods")
 RULES: Registry[Any] = Registry("rule", home="deltaw.methods")
 

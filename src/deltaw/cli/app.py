@@ -9,7 +9,7 @@ import typer
 
 COMMANDS = {
     "Methods": ("methods", "show", "new", "check"),
-    "Adapters": ("plan", "advise", "train", "eval", "chat", "merge", "convert", "extrapolate", "squeeze", "inspect"),
+    "Adapters": ("plan", "advise", "train", "eval", "chat", "merge", "convert", "extrapolate", "squeeze", "compress", "inspect"),
     "Project": ("demo", "bench", "coordinates", "docs"),
 }
 

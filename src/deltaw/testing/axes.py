@@ -1,22 +1,26 @@
-"""check() for what is no structure: update rules, initialisations, rules between steps."""
+"""check() for what is no structure: update rules, initialisations, rules between steps, rank policies, compressors."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..methods.compress import COMPRESSORS
 from ..methods.init import INITS
+from ..methods.rank import RANKS
 from ..methods.update import UPDATES
 from ..spec import RULES
-from . import inits, rules, updates
+from . import entries, inits, rules, updates
 from .closed import closed
 from .report import Report, timed
 
-AXES: dict[str, Any] = {"update": UPDATES, "init": INITS, "rules": RULES}
+AXES: dict[str, Any] = {"update": UPDATES, "init": INITS, "rules": RULES, "rank": RANKS, "compress": COMPRESSORS}
 # axis: its laws, what they run on for a key, and how one of these is compared with the closed form
 CHECKS: dict[str, tuple[Any, Any, Any]] = {
     "update": (updates.LAWS, updates.rules_of, updates.compare_closed),
     "init": (inits.LAWS, inits.inits_of, inits.compare_closed),
     "rules": (rules.LAWS, rules.plans_of, None),
+    "rank": (entries.laws_of("rank"), entries.items_of("rank"), None),
+    "compress": (entries.laws_of("compress"), entries.items_of("compress"), None),
 }
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError
-from ..methods.init import measured
 from ..plan import Plan
-from ..probe import Stats, places, probe
+from ..probe import Stats, asking, chooser, needs_of, places, probe
 from .base import cache_root
 from .batches import Collate, Order
 from .encode import Encoded
@@ -22,17 +21,17 @@ from .recipe import TrainPart, plain
 
 def measure(model: Any, plan: Plan, train: Encoded | None, t: TrainPart, pad: int, show: Progress, note: Any) -> Stats | None:
     """Stats for the plan's init, from its own cache where the same was measured before; None if it needs none."""
-    needs = measured(plan.init)
+    needs = needs_of(plan)
     if not needs:
         return None
     if "original" in needs:
         raise SpecError(
-            f"init '{plan.init.key}' compares the base with the weights before quantisation, and a recipe names one model: "
+            f"{asking(plan)[0]} compares the base with the weights before quantisation, and a recipe names one model: "
             "deltaw.attach(model, plan, stats=deltaw.probe(model, (), plan, original=...)) in Python"
         )
     if train is None:
         raise SpecError(
-            f"init '{plan.init.key}' is measured on rows with labels, and under grpo there are none: start with another init, or "
+            f"{asking(plan)[0]} is measured on rows with labels, and under grpo there are none: start with another init, or "
             "from an adapter that was trained on such rows"
         )
     size = t.batch_size
@@ -42,7 +41,7 @@ def measure(model: Any, plan: Plan, train: Encoded | None, t: TrainPart, pad: in
         )
     )
     batches = [Collate(pad)([train.items[i] for i in order[k : k + size]]) for k in range(0, len(order), size)]
-    note(f"init {plan.init.key}: measuring {', '.join(sorted(needs))} on {len(batches)} batches, before training")
+    note(f"{' and '.join(asking(plan))}: measuring {', '.join(sorted(needs))} on {len(batches)} batches, before training")
     if has_accelerator():
         import torch
 
@@ -92,6 +91,6 @@ def _inner(model: Any, plan: Plan) -> Any:
 
 def as_asked(plan: Plan, recipe: dict[str, Any]) -> bool:
     """Is this the recipe's plan, apart from the overrides where its init has set every rank?"""
-    left_out = {"overrides"} if hasattr(plan.init, "ranks") else set[str]()
+    left_out = {"overrides"} if chooser(plan) is not None else set[str]()
     found, asked = plain(plan.to_dict()), plain(recipe)
     return all(found[k] == asked[k] for k in found if k not in left_out)

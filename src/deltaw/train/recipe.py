@@ -218,6 +218,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         if isinstance(inner, str) and path[: depth + 1] in (
             ["plan", "method"],
             ["plan", "init"],
+            ["plan", "ranks"],
             ["plan", "update"],
             ["plan", "rules"],
         ):

@@ -1,0 +1,80 @@
+"""RankAdaptor: a small network learns from measured configurations which ranks to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import SpecError
+from ...ops import random as rng
+from . import ranks
+
+Config = dict[str, int]
+
+
+@ranks(paper="arXiv:2406.15734")
+class RankAdaptor:
+    """search(measure, sites, costs, budget): `first` random feasible configurations are measured; then `rounds` times an MLP (ranks / the
+    largest -> 32 -> 32 -> 32 -> 1, ReLU; Adam 1e-2, 200 steps, squared error) is fitted to all that was measured, and the unseen one of `sampled`
+    random feasible configurations that it likes best is measured. The best measured one wins. A configuration gives every site (or
+    group of sites) one of `choices`, at a cost sum r c <= budget. measure(config) -> score, higher is better: train with these ranks and score.
+
+    Source: Zhou et al. 2025, through a re-implementation in public that may not be the authors' (three layers of 32, 8 + 8 measurements, 64
+    candidates). Trap: measured scores are noisy; nothing is enumerated, 8^32 configurations are too many.
+    """
+
+    choices: tuple[int, ...] = (2, 4, 6, 8, 10, 12, 14, 16)
+    first: int = 8
+    rounds: int = 8
+    sampled: int = 64
+    seed: int = 0
+
+    def search(
+        self, measure: Callable[[Config], float], sites: Sequence[str], costs: Mapping[str, float], budget: float,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> tuple[Config, list[tuple[Config, float]]]:  # fmt: skip
+        """(the best, all that was measured in order)."""
+        if sum(costs[s] for s in sites) * min(self.choices) > budget:
+            raise SpecError(f"rank {min(self.choices)} everywhere costs {sum(costs[s] for s in sites) * min(self.choices):g}, more than {budget:g}")
+        seen: dict[tuple[int, ...], float] = {}
+        for k in range(self.first + self.rounds):
+            pool = [c for c in self.candidates(sites, costs, budget, k) if c not in seen]
+            if not pool:
+                break
+            chosen = pool[0] if k < self.first else pool[int(self.predict(seen, pool).argmax())]
+            seen[chosen] = float(measure(dict(zip(sites, chosen))))
+            tell(f"{k + 1} of {self.first + self.rounds}: score {seen[chosen]:.4g}, best {max(seen.values()):.4g}")
+        best = max(seen, key=lambda c: seen[c])
+        return dict(zip(sites, best)), [(dict(zip(sites, c)), v) for c, v in seen.items()]
+
+    def candidates(self, sites: Sequence[str], costs: Mapping[str, float], budget: float, number: int) -> list[tuple[int, ...]]:
+        """Random configurations within the budget: drawn freely, then random sites go down until it is met."""
+        low, out = sorted(self.choices), []
+        for i in range(self.sampled):
+            u = rng.uniform((2, len(sites)), rng.key(self.seed, "rankadaptor", number, i), 0.0, 1.0)
+            at = [min(int(v * len(low)), len(low) - 1) for v in u[0].tolist()]
+            order, k = u[1].argsort().tolist(), 0
+            while sum(low[a] * costs[s] for a, s in zip(at, sites)) > budget:
+                at[order[k % len(order)]] = max(at[order[k % len(order)]] - 1, 0)
+                k += 1
+            out.append(tuple(low[a] for a in at))
+        return out
+
+    def predict(self, seen: dict[tuple[int, ...], float], pool: list[tuple[int, ...]]) -> Tensor:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(self.seed)
+            sizes = [len(pool[0]), 32, 32, 32, 1]
+            layers = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b), nn.ReLU())]
+            net = nn.Sequential(*layers[:-1])
+            x, y = (torch.tensor(v, dtype=torch.float32) for v in (list(seen), list(seen.values())))
+            top, mean, std = max(self.choices), y.mean(), y.std(unbiased=False).clamp(min=1e-9)
+            optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+            for _ in range(200):
+                optimizer.zero_grad()
+                (net(x / top)[:, 0] - (y - mean) / std).square().mean().backward()
+                optimizer.step()
+            with torch.no_grad():
+                found: Tensor = net(torch.tensor(pool, dtype=torch.float32) / top)[:, 0]
+                return found

@@ -1,0 +1,1 @@
+"""See deltaw.testing.closed."""

@@ -1,0 +1,143 @@
+"""Compression of models: layers, files, the command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import deltaw
+from deltaw.compress import Factored, count, dense
+from deltaw.errors import SpecError, StateMismatch
+from deltaw.testing.tiny import values
+
+F64 = torch.float64
+
+
+class Net(nn.Module):
+    def __init__(self, dtype=F64):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(24, 32), nn.Linear(32, 24, bias=False), nn.Linear(24, 40)]).to(dtype)
+        with torch.no_grad():
+            for k, p in enumerate(self.parameters()):
+                p.copy_(values(*p.shape, name=f"p{k}", std=0.3, dtype=dtype))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+def data(count=6, dtype=F64):
+    return [values(8, 24, name=f"batch{k}", dtype=dtype) for k in range(count)]
+
+
+@pytest.mark.parametrize("method", ["svd", "asvd", "svd_llm", "afm_ctr"])
+def test_a_factored_model_is_smaller_and_adapters_find_its_factors(method):
+    net = Net()
+    y = torch.cat([net(x) for x in data()])
+    found = deltaw.compress(net, method, 0.4, data())
+    assert found.after == count(net) < found.before and all(isinstance(m, Factored) for m in net.layers)
+    assert all(0 < s["error"] < 1 for s in found.sites.values())
+    off = (torch.cat([net(x) for x in data()]) - y).norm() / y.norm()
+    assert 0 < off < 1
+    adapted = deltaw.attach(net, deltaw.methods.LoRA(r=2))
+    assert {a.site.name for a in adapted.assignments} == {f"layers.{k}.{w}" for k in range(3) for w in ("down", "up")}
+
+
+def test_the_error_that_is_stated_is_the_error_that_is_there():
+    net, x = Net(), torch.cat(data())
+    W, b = net.layers[0].weight.detach().clone(), net.layers[0].bias.detach().clone()
+    found = deltaw.compress(net, "svd_llm", 0.4, data(), targets=["layers.0"])
+    off = (net.layers[0](x) - b - x @ W.mT).norm() / (x @ W.mT).norm()
+    assert found.sites["layers.0"]["output_error"] == pytest.approx(float(off), rel=1e-6)
+    plain = deltaw.compress(Net(), "svd", 0.4, data(), targets=["layers.0"], refit=False)
+    assert plain.sites["layers.0"]["error"] < found.sites["layers.0"]["error"]  # nearest in W, not in W x
+
+
+def test_a_refit_lowers_the_output_error_and_ratios_are_by_site():
+    first = deltaw.compress(Net(), "svd", 0.5, data(), targets=["layers.2"], refit=False)
+    net = Net()
+    second = deltaw.compress(net, "svd", 0.5, data(), targets=["layers.2"], refit=True)
+    x = data()
+    W = Net().layers[2].weight
+
+    def output_error(model):
+        inputs = [torch.tanh(model.layers[1](torch.tanh(model.layers[0](b)))) for b in x]
+        z, layer = torch.cat(inputs), model.layers[2]
+        return float((layer.up.weight @ layer.down.weight @ z.mT - W @ z.mT).norm())
+
+    other = Net()
+    deltaw.compress(other, "svd", 0.5, targets=["layers.2"])
+    assert output_error(net) < output_error(other)
+    assert first.sites["layers.2"]["rank"] == second.sites["layers.2"]["rank"]
+    net = Net()
+    found = deltaw.compress(net, "svd", 0.5, ratios={"layers.0": 0.8})
+    assert found.sites["layers.0"]["rank"] < found.sites["layers.1"]["rank"]
+
+
+def test_sequential_calibration_sees_compressed_inputs():
+    one, two = Net(), Net()
+    a = deltaw.compress(one, "svd_llm", 0.5, data())
+    b = deltaw.compress(two, "svd_llm", 0.5, data(), sequential=True)
+    assert a.sites["layers.0"] == b.sites["layers.0"] and a.sites["layers.2"] != b.sites["layers.2"]
+
+
+def test_shears_prunes_half_of_each_row_in_place():
+    net = Net()
+    found = deltaw.compress(net, "shears", 0.5, data())
+    for layer in net.layers:
+        assert bool(((layer.weight == 0).sum(1) == layer.in_features // 2).all())
+    assert found.before == found.after  # zeros are numbers too, until something uses them
+
+
+def test_what_is_missing_or_wrong_is_said():
+    for kw, match in (({}, "calibration"), ({"ratio": 1.5, "batches": data()}, "between 0 and 1"), ({"batches": data(), "ratios": {"no": 0.5}}, "'no'")):
+        with pytest.raises(SpecError, match=match):
+            deltaw.compress(Net(), "svd_llm", **kw)
+    with pytest.raises(SpecError, match="compressor"):
+        deltaw.compress(Net(), "svd_lm", batches=data())
+
+
+def test_saved_factors_come_back_and_another_model_is_refused(tmp_path):
+    net = Net()
+    deltaw.compress(net, "svd", 0.4)
+    y = net(data()[0])
+    deltaw.save_compressed(net, tmp_path / "c", {"why": "a test"})
+    assert json.loads((tmp_path / "c" / "compressed.json").read_text())["facts"] == {"why": "a test"}
+    again = deltaw.load_compressed(Net(), tmp_path / "c")
+    assert torch.equal(again(data()[0]), y)
+    torch.testing.assert_close(dense(again)(data()[0]), y, rtol=0, atol=1e-5)
+    other = Net()
+    other.layers[0] = nn.Linear(24, 31)
+    with pytest.raises(StateMismatch, match="layers.0"):
+        deltaw.load_compressed(other, tmp_path / "c")
+
+
+def test_knapsack_and_cut_list_against_all_choices():
+    from itertools import product
+
+    from deltaw.methods.rank import allocators
+
+    pytest.importorskip("scipy")
+    damage = [[float((3 * i + 7 * j * j) % 11) for j in range(4)] for i in range(3)]
+    weight = [[float(4 - j + i) for j in range(4)] for i in range(3)]
+    for budget in (7.0, 9.0, 12.0, 20.0):
+        fits = [c for c in product(range(4), repeat=3) if sum(weight[i][j] for i, j in enumerate(c)) <= budget]
+        if not fits:
+            with pytest.raises(SpecError):
+                allocators.knapsack(damage, weight, budget)
+            continue
+        best = min(sum(damage[i][j] for i, j in enumerate(c)) for c in fits)
+        found = allocators.knapsack(damage, weight, budget)
+        assert tuple(found) in fits and sum(damage[i][j] for i, j in enumerate(found)) == best
+    triples = [(s, r, (1 - r) * k) for k, s in enumerate("abc", 1) for r in (0.4, 0.6, 0.8)]
+    sizes = {"a": 100, "b": 50, "c": 25}
+    taken = []
+    for target in (100, 130, 150, 174):
+        found = allocators.cut_list(triples, lambda ratios, target=target: sum(ratios[s] * sizes[s] for s in sizes) <= target)
+        taken.append(sum(found[s] * sizes[s] for s in sizes))
+        assert taken[-1] <= target
+    assert taken == sorted(taken)
