@@ -21,6 +21,7 @@ from .parametrise import base_shapes, mup, umup
 from .plan import Plan, Preview, preview
 from .probe import Stats, probe
 from .prompting import context_loss, prefill, tasks
+from .quantise import keep_gguf, quantise, requantise
 from .route import route
 from .search import search_ranks
 from .spec import METHODS
@@ -31,6 +32,6 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "Setting", "Stats", "activate", "adapters", "attach", "base_shapes", "blend", "compress",
-    "context_loss", "disabled", "errors", "fused", "interop", "load", "load_compressed", "methods", "mup", "next_task", "ops", "optimizer", "prefill", "preview", "probe",
-    "prompts", "read", "route", "rows", "save_compressed", "search_ranks", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup",
+    "context_loss", "disabled", "errors", "fused", "interop", "keep_gguf", "load", "load_compressed", "methods", "mup", "next_task", "ops", "optimizer", "prefill", "preview", "probe",
+    "prompts", "quantise", "read", "requantise", "route", "rows", "save_compressed", "search_ranks", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup",
 ]  # fmt: skip

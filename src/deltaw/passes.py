@@ -122,11 +122,11 @@ def _rooted(module: nn.Module, args: Any, y: Any) -> Any:
 
 def gradients(
     model: nn.Module, batches: Iterable[Any], ends: dict[str, list[tuple[Site, bool]]], loss: Callable[[Any, Any], Tensor],
-    progress: Progress | None, keep: Any,
+    progress: Progress | None, keep: Any, squares: bool = False,
 ) -> Found:  # fmt: skip
-    """The mean over batches of the gradient of every weight; ends: where it is used, and whether flipped."""
+    """The mean over batches of the gradient of every weight (squares: the sum of its entries' squares); ends: where it is used, and whether flipped."""
     watched: dict[str, list[Watch]] = {}
-    count = 0
+    count, totals = 0, dict[str, Tensor]()
     model.train()
     roots = [site.module.register_forward_hook(_rooted) for many in ends.values() for site, _ in many]
     try:
@@ -143,6 +143,11 @@ def gradients(
                         "gradient checkpointing cuts them off (the kind with use_reentrant=False does not)"
                     )
                 value.backward()  # type: ignore[no-untyped-call]
+                for name, watches in watched.items() if squares else ():
+                    if seen := [w.sum for w in watches if w.sum is not None]:
+                        _add(totals, name, sum(seen[1:], seen[0]).square())
+                    for w in watches:
+                        w.sum = None
                 count += 1
                 done()
     finally:
@@ -150,6 +155,11 @@ def gradients(
             hook.remove()
     out: Found = {}
     for name, watches in watched.items():
+        if squares:
+            if name not in totals:
+                raise _unseen(name)
+            out[name] = {"gradient": totals[name]}
+            continue
         sums = [w.sum for w in watches if w.sum is not None]
         if not sums:
             raise _unseen(name)

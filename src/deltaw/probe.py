@@ -24,13 +24,13 @@ from .sites import Site, find
 from .spec import Method, Start, change, scale_of, to_config
 
 READ = ("inputs", "inputs_by_max", "components", "mean", "scales")
-NEEDS = ("gradient", *READ, "original")
+NEEDS = ("gradient", "fisher", *READ, "original")
 TENSORS, CARD = "stats.safetensors", "stats.json"
 
 
 @dataclass
 class Stats:
-    """sites[name] holds what was measured at a site, by name: "gradient" (m, n), "inputs" (n, n), "components" (k, n) with
+    """sites[name] holds what was measured at a site, by name: "gradient" and "fisher" (m, n), "inputs" (n, n), "components" (k, n) with
     "singular" and "share" (k), "mean" and "scales" (n), "original" (m, n). Sites that read the same input hold the same tensors."""
 
     sites: dict[str, dict[str, Tensor]]
@@ -84,6 +84,7 @@ def probe(
     - "gradient": the mean over batches of the gradient of the weight, in training mode. loss(model, batch): by default
       model(**batch).loss. No weight has a .grad: on the model's device there is one layer's gradient at a time, the sums
       are on the device `keep`.
+    - "fisher": the sum over batches of G * G, G the gradient of a batch: the Fisher diagonal where batches are of one example each.
     - "inputs": XᵀX / number of tokens. "inputs_by_max": the mean over batches of XᵀX, each X divided by its largest entry.
       Padding (attention_mask) does not count. forward(model, batch): by default a call without the labels.
     - "mean": the mean token (n). "scales": the mean over batches of the mean |x_j| (n).
@@ -112,7 +113,7 @@ def probe(
         stats.about = {"needs": sorted(fresh), "sites": list(stats.sites), "seed": seed}
         if "components" in fresh:
             stats.about |= {"components": counts, "tau": tau, "init": None if init is None else to_config(init)}
-        if cache is not None or len({w in READ for w in fresh}) > 1:
+        if cache is not None or len({w if w not in READ else "" for w in fresh}) > 1:
             batches = list(batches)
         folder = None if cache is None else Path(cache) / _key(stats.about, model, data or digest(batches))
         if folder is not None and (folder / CARD).is_file():
@@ -125,6 +126,10 @@ def probe(
                 if "gradient" in fresh:
                     ends = {n: [(a.site, a.flip) for a in assigned if (a.shares or a.site.name) == n] for n in stats.sites}
                     stats.add(gradients(model, batches, ends, loss or loss_of, progress, keep))
+                if "fisher" in fresh:
+                    ends = {n: [(a.site, a.flip) for a in assigned if (a.shares or a.site.name) == n] for n in stats.sites}
+                    found = gradients(model, batches, ends, loss or loss_of, progress, keep, squares=True)
+                    stats.add({n: {"fisher": g["gradient"]} for n, g in found.items()})
                 if reads := fresh & set(READ):
                     reading = Reading([a.site for a in firsts], reads, counts, tau, keep, needed)
                     stats.add(reading.run(model, batches, forward or forward_of, progress))

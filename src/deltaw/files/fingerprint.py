@@ -49,6 +49,10 @@ def _base(model: nn.Module, without: Iterable[str]) -> Iterator[tuple[str, tuple
             site = leaf_site(name, module)
             if site is not None and site.kind == "opaque" and type(module).__module__.startswith("bitsandbytes"):
                 opaque[name] = site.shape
+    coded = {f"{n}.weight": (m.out_features, m.in_features) for n, m in model.named_modules() if hasattr(m, "codec") and not is_ours(n)}
+    for name, shape in sorted(coded.items()):
+        if not any(_inside(name.rpartition(".")[0], s) for s in skip):
+            yield name, shape, None
     for name, p in sorted(model.named_parameters(), key=lambda pair: pair[0]):
         path, _, word = name.rpartition(".")
         if is_ours(name) or any(_inside(path, s) for s in skip):

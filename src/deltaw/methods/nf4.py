@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# the 16 numbers of NormalFloat4 (Dettmers et al. 2023): quantiles of N(0, 1), divided by the largest
-NF4 = (
-    -1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
-    0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0,
-)  # fmt: skip
+from ..codecs import levels
+
+NF4 = levels(4)
+"""The 16 numbers of NormalFloat4: see deltaw.codecs.nf."""
 
 
 def nf4(W: Tensor, block: int = 64) -> Tensor:

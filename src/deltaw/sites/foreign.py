@@ -41,6 +41,9 @@ class OpaqueBase(ModuleBase):
         bias = self.bias
         if bias is not None:
             return bias
+        mine = getattr(self.module, "like", None)
+        if isinstance(mine, Tensor):
+            return mine
         device: torch.device = next(self.module.parameters()).device
         return torch.empty(0, device=device, dtype=torch.float32)
 

@@ -244,5 +244,5 @@ def known(m: int, n: int, W: Tensor) -> dict[str, Tensor]:
     return {
         "gradient": values(m, n, name="G") * spread, "inputs": X.mT @ X / len(X), "inputs_by_max": X.mT @ X / X.max() ** 2,
         "components": pca.components, "singular": pca.singular, "share": pca.share,
-        "original": W + values(m, n, name="lost", std=0.1), "rows": X,
+        "original": W + values(m, n, name="lost", std=0.1), "rows": X, "fisher": values(m, n, name="F").square(),
     }  # fmt: skip
