@@ -23,6 +23,7 @@ from .probe import Stats, probe
 from .prompting import context_loss, prefill, tasks
 from .quantise import keep_gguf, quantise, requantise
 from .route import route
+from .routing import watch_routing
 from .search import search_ranks
 from .spec import METHODS
 from .squeeze import squeeze
@@ -33,5 +34,5 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "Setting", "Stats", "activate", "adapters", "attach", "base_shapes", "blend", "compress",
     "context_loss", "disabled", "errors", "fused", "interop", "keep_gguf", "load", "load_compressed", "methods", "mup", "next_task", "ops", "optimizer", "prefill", "preview", "probe",
-    "prompts", "quantise", "read", "requantise", "route", "rows", "save_compressed", "search_ranks", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup",
+    "prompts", "quantise", "read", "requantise", "route", "rows", "save_compressed", "search_ranks", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup", "watch_routing",
 ]  # fmt: skip

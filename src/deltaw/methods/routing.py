@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import SpecError
 from ..ops import Affine, Map, as_op
 from ..sites import Site
 from ..sites.find import layer_index
-from ..spec import Declared, Param, kaiming
+from ..spec import Declared, Fill, Param, Start, Tensors, kaiming
 
 
 def banks(m: int, n: int, ranks: tuple[int, ...]) -> Declared:
@@ -107,3 +108,86 @@ class ByTask(Map):
         z = x.reshape(len(k), -1, x.shape[-1])
         y = self.L(x)
         return y + (z @ A.mT.to(z.dtype) @ B.mT.to(z.dtype)).reshape(y.shape).to(y.dtype)
+
+
+class Slotted(Map):
+    """y = L(x) + B (w ⊙ z), z = A x, w = weigh(x, z) (…, r): a weight for every term and token. seen: counts, by term, of tokens whose
+    weight is not 0; added to in place where it is given (in training)."""
+
+    def __init__(self, L: Affine, B: Tensor, A: Tensor, weigh: Callable[[Tensor, Tensor], Tensor], seen: Tensor | None = None):
+        self.L, self.B, self.A, self.weigh, self.seen = L, as_op(B), as_op(A), weigh, seen
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y, z = self.L(x), self.A(x)
+        w = self.weigh(x, z)
+        if self.seen is not None:
+            with torch.no_grad():
+                self.seen.add_((w.detach() != 0).reshape(-1, w.shape[-1]).sum(0).to(self.seen))
+        return y + self.B((z * w.to(z.dtype)).to(y.dtype))
+
+
+class Prototyped(Map):
+    """y = L(x) + sum_e w_e B_e A_e x; w the softmax of |<x, v_e>| / tau over the k experts where it is largest, 0 for the others."""
+
+    def __init__(self, L: Affine, B: Tensor, A: Tensor, V: Tensor, ranks: tuple[int, ...], k: int, tau: float):
+        self.L, self.B, self.A, self.V, self.ranks, self.k, self.tau = L, B, A, as_op(V), ranks, k, tau
+
+    def weights(self, x: Tensor) -> Tensor:
+        q = self.V(x).abs().to(torch.promote_types(x.dtype, torch.float32))
+        top = q.topk(self.k, -1)
+        return torch.zeros_like(q).scatter(-1, top.indices, torch.softmax(top.values / self.tau, -1))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return Routed(self.L, self.B, self.A, self.weights(x), self.ranks)(x)
+
+
+def prototypes(B: Tensor, A: Tensor, ranks: tuple[int, ...], rounds: int) -> Tensor:
+    """(K, n): of each expert the leading right singular vector of B_e A_e, by power iteration v <- Aᵀ Bᵀ B A v from a fixed start; 0 for an
+    expert without terms."""
+    B, A, out, at = B.double(), A.double(), [], 0
+    for r in ranks:
+        b, a = B[:, at : at + r], A[at : at + r]
+        gram, at = b.mT @ b, at + r
+        v = a.sum(0) + a[:1].sum(0) if r else A.new_zeros(A.shape[1])
+        for _ in range(rounds if r else 0):
+            v = torch.nn.functional.normalize(a.mT @ (gram @ (a @ v)), dim=0)
+        out.append(v)
+    return torch.stack(out)
+
+
+class Fused(Map):
+    """y = L(x) + sum_i w_o * g_i * h_i, h_i = B_i A_i x, g_i = sigmoid(LN_b(L(x)) * w_b + LN_l(h_i) * w_l + both * w_c + b)."""
+
+    def __init__(self, L: Affine, p: Tensors, ranks: tuple[int, ...]):
+        self.L, self.p, self.parts, at = L, p, [], 0
+        for r in ranks:
+            self.parts += [(as_op(p.B[:, at : at + r]), as_op(p.A[at : at + r]))] if r else []
+            at += r
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y, p = self.L(x), self.p
+        base = F.layer_norm(y.to(p.b.dtype), y.shape[-1:], p.gain_b, p.shift_b)
+        out = y
+        for B, A in self.parts:
+            h = B(A(x))
+            mine = F.layer_norm(h.to(p.b.dtype), h.shape[-1:], p.gain_l, p.shift_l)
+            gate = torch.sigmoid(base * p.w_b + mine * p.w_l + base * mine * p.w_c + p.b)
+            out = out + (p.w_o * gate).to(h.dtype) * h
+        return out
+
+
+def sparse_rows(count: int, std: float) -> Fill:
+    """In every row `count` numbers N(0, std²) at random columns, the others 0."""
+
+    def fill(start: Start, shape: tuple[int, ...]) -> Tensor:
+        order = start.uniform(shape, 1.0).argsort(dim=1, stable=True).argsort(dim=1)
+        return start.normal(shape, std) * (order < count)
+
+    return fill
+
+
+def of_vectors(site: Site, key: str) -> tuple[int, int]:
+    """The shape of a site that sees vectors; SpecError for an embedding, which has nothing to route by."""
+    if site.kind == "embedding":
+        raise SpecError(f"{site.name}: {key} routes by vectors; an embedding is looked up")
+    return site.shape

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import torch
 
-from ..spec import METHODS, Method
+from ..errors import DeltawError
+from ..spec import METHODS, Method, Param
 from .axes import AXES, check_axis, oracles_of
 from .laws import LAWS, Case, Law, LawBroken, NotApplicable
 from .oracles import COMPARE, declared, instances
@@ -47,8 +48,34 @@ def check(
     return report
 
 
+LEARNING = {
+    "accumulation_is_one_batch", "autocast_is_close", "base_is_untouched", "base_stays_opaque", "checkpointing_changes_nothing",
+    "compiled_is_eager", "count_is_the_formula", "every_step_moves_what_is_trained", "gradients_reach_what_is_trained",
+    "learns_with_its_whole_rank", "pickles_and_copies", "rows_take_turns", "works_wherever_a_weight_is",
+}  # fmt: skip
+"""Laws whose experiment trains the method or changes what is trained."""
+
+
+def trains_nothing(method: Method) -> bool:
+    """Are all of its tensors frozen? Only a method of weights can be asked by its shape alone."""
+    if method.sites != "weight":
+        return False
+    try:
+        declared = method.params(24, 16)
+    except (NotImplementedError, DeltawError, TypeError):
+        return False
+    return not any(p.train for p in declared.values() if isinstance(p, Param))
+
+
 def run_law(method: Method, name: str, dtype: torch.dtype) -> Result:
     """One law on one instance in one dtype."""
+    if name in LEARNING and trains_nothing(method):
+        reason = NotApplicable("it trains nothing: its tensors are made from trained adapters")
+
+        def refuse() -> None:
+            raise reason
+
+        return timed(name, method, str(dtype).removeprefix("torch."), refuse)
     return timed(name, method, str(dtype).removeprefix("torch."), lambda: LAWS[name].run(Case(method, dtype)))
 
 

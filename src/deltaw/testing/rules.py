@@ -34,6 +34,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"rules": {"key": "asa", "target": 5, "begin": 1, "end": 8, "every": 2}},
     ),
     "avf": ({"key": "vectorfit"}, {"rules": {"key": "avf", "t_i": 1, "t_f": 2, "k": 2, "n_f": 3}}),
+    "balance": ({"key": "smora", "r": 4, "k": 2, "u": 0.1}, {}),
     "bound": ({"key": "cpt", "ids": [3, 1, 4]}, {}),
     "calibrate": ({"key": "shira", "r": 2, "mask": "grad", "steps": 2}, {}),
     "codyra": ({"key": "codyra", "r": 3, "kappa": 0.3, "dense": 0.0}, {}),

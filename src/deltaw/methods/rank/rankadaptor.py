@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
-
 from ...errors import SpecError
-from ...ops import random as rng
 from . import ranks
+from .surrogate import candidates, predict
 
 Config = dict[str, int]
 
@@ -40,41 +37,11 @@ class RankAdaptor:
             raise SpecError(f"rank {min(self.choices)} everywhere costs {sum(costs[s] for s in sites) * min(self.choices):g}, more than {budget:g}")
         seen: dict[tuple[int, ...], float] = {}
         for k in range(self.first + self.rounds):
-            pool = [c for c in self.candidates(sites, costs, budget, k) if c not in seen]
+            pool = [c for c in candidates(self.choices, [costs[x] for x in sites], budget, self.sampled, self.seed, k) if c not in seen]
             if not pool:
                 break
-            chosen = pool[0] if k < self.first else pool[int(self.predict(seen, pool).argmax())]
+            chosen = pool[0] if k < self.first else pool[int(predict(seen, pool, self.seed).argmax())]
             seen[chosen] = float(measure(dict(zip(sites, chosen))))
             tell(f"{k + 1} of {self.first + self.rounds}: score {seen[chosen]:.4g}, best {max(seen.values()):.4g}")
         best = max(seen, key=lambda c: seen[c])
         return dict(zip(sites, best)), [(dict(zip(sites, c)), v) for c, v in seen.items()]
-
-    def candidates(self, sites: Sequence[str], costs: Mapping[str, float], budget: float, number: int) -> list[tuple[int, ...]]:
-        """Random configurations within the budget: drawn freely, then random sites go down until it is met."""
-        low, out = sorted(self.choices), []
-        for i in range(self.sampled):
-            u = rng.uniform((2, len(sites)), rng.key(self.seed, "rankadaptor", number, i), 0.0, 1.0)
-            at = [min(int(v * len(low)), len(low) - 1) for v in u[0].tolist()]
-            order, k = u[1].argsort().tolist(), 0
-            while sum(low[a] * costs[s] for a, s in zip(at, sites)) > budget:
-                at[order[k % len(order)]] = max(at[order[k % len(order)]] - 1, 0)
-                k += 1
-            out.append(tuple(low[a] for a in at))
-        return out
-
-    def predict(self, seen: dict[tuple[int, ...], float], pool: list[tuple[int, ...]]) -> Tensor:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(self.seed)
-            sizes = [len(pool[0]), 32, 32, 32, 1]
-            layers = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b), nn.ReLU())]
-            net = nn.Sequential(*layers[:-1])
-            x, y = (torch.tensor(v, dtype=torch.float32) for v in (list(seen), list(seen.values())))
-            top, mean, std = max(self.choices), y.mean(), y.std(unbiased=False).clamp(min=1e-9)
-            optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-            for _ in range(200):
-                optimizer.zero_grad()
-                (net(x / top)[:, 0] - (y - mean) / std).square().mean().backward()
-                optimizer.step()
-            with torch.no_grad():
-                found: Tensor = net(torch.tensor(pool, dtype=torch.float32) / top)[:, 0]
-                return found

@@ -16,7 +16,7 @@ class DiffoRA(Method):
     A reading: the abstract tells of a relaxed 0/1 matrix of layers and modules, learned in two levels as in DARTS, of which the best of each
     layer are kept; the sigmoid (a softmax would tie the modules of a layer), the keep ratio and that nothing is shared are ours.
     deltaw.search_ranks(..., "diffora") does that. Start: A ~ U(±1/sqrt n), B = 0, g = 0 (a gate of 1): the base's first output. Count:
-    r (m + n) + 1. Exact LoRA rank: r. Source: Jiang et al. 2025.
+    r (m + n) + 1. Exact LoRA rank: r. Source: Jiang et al. 2025. Trap: a gate near 0 leaves A and B without a gradient.
 
     >>> from deltaw.methods import DiffoRA
     >>> DiffoRA(r=4).params(10, 8)["g"].shape
