@@ -37,6 +37,8 @@ def inits_of(key: str) -> list[Any]:
 
 
 def plan_of(init: Any, r: int = R, alpha: float = ALPHA, **kw: Any) -> Plan:
+    if init.structure:
+        return Plan(METHODS[init.structure](r=1), init=init, **kw)  # type: ignore[call-arg]
     method = METHODS["lora_xs" if init.fills else "lora"](r=r, alpha=alpha)  # type: ignore[call-arg]
     return Plan(method, init=init, **kw)
 
@@ -126,6 +128,8 @@ def export_is_exact(init: Any) -> str:
     """A plain LoRA for the original base: of rank r, or of rank 2 r where a constant was moved into it."""
     model, adapted = started(init)
     push(adapted)
+    if init.structure:
+        raise NotApplicable(f"the change of {init.structure} has no low-rank factors")
     want, out = model(x_of(F64)).detach(), adapted.to_lora()
     must(set(out.error.values()) == {0.0}, f"the export has errors {out.error}")
     for a in adapted.assignments:

@@ -20,6 +20,7 @@ from ..files import load
 from ..plan import Plan
 from ..rules import STATE
 from ..spec import RULES, from_config
+from .closed import closed
 from .laws.base import BF16, F32, F64, Case, NotApplicable, base_state, close, digest, must, same
 from .tiny import WIDTH, Tiny, values
 from .updates import HALF, RATE, STEPS, leaves, loss_of
@@ -34,6 +35,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"rules": {"key": "asa", "target": 5, "begin": 1, "end": 8, "every": 2}},
     ),
     "avf": ({"key": "vectorfit"}, {"rules": {"key": "avf", "t_i": 1, "t_f": 2, "k": 2, "n_f": 3}}),
+    "b_lora": ({"key": "b_lora", "r": 3, "lam_rank": 0.1}, {}),
     "balance": ({"key": "smora", "r": 4, "k": 2, "u": 0.1}, {}),
     "bound": ({"key": "cpt", "ids": [3, 1, 4]}, {}),
     "calibrate": ({"key": "shira", "r": 2, "mask": "grad", "steps": 2}, {}),
@@ -41,6 +43,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dora_dynamic": ({"key": "dora_dynamic", "r": 4, "target_r": 2, "every": 2, "start_at": 0.05, "end_at": 0.6}, {}),
     "dylora": ({"key": "dylora", "r": 4}, {}),
     "elalora": ({"key": "elalora", "r": 3, "every": 2, "t_i": 0.02}, {}),
+    "elastic": ({"key": "elastic_lora", "ranks": (4, 2), "widths": (1.0, 0.5), "wide": "up|sq"}, {}),
     "increlora": ({"key": "increlora", "target_r": 4, "every": 2, "warmup": 1}, {}),
     "localise": ({"key": "losia", "p": 0.25, "T": 2}, {}),
     "lora_fa": ({"key": "lora_fa", "r": 3}, {"rules": "lora_fa"}),
@@ -52,6 +55,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"rules": {"key": "lowrank_refactor", "every": 4, "recovery": 2}},
     ),
     "periodic_lora": ({"key": "lora", "r": 3}, {"rules": {"key": "periodic_lora", "every": 4, "mu": 0.3}}),
+    "prilora": ({"key": "prilora", "r": 3, "every": 2}, {}),
     "ramp": ({"key": "singlora", "r": 3, "T": 5}, {}),
     "relora": (
         {"key": "lora", "r": 3},
@@ -75,7 +79,9 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def plans_of(key: str) -> list[Plan]:
-    """Plans that the rule acts in."""
+    """Plans that the rule acts in; none for one that needs a model of a certain form, which its closed form brings."""
+    if hasattr(closed("rules", key), "FORM"):
+        return []
     if key in ASKED:
         method, more = ASKED[key]
     else:

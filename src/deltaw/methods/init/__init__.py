@@ -8,7 +8,7 @@ the delta, so that the base itself is never changed.
 "gradient" (m, n), "inputs" and "inputs_by_max" (n, n), "components" (with "singular" and "share"), "original" (m, n). An
 init may also give sites other ranks: `ranks(starts, stats) -> {site: rank}`; they become overrides of the plan, with s kept
 where `keeps_scale`. `start` is what a method declares: "identity", or "none: WHY" where the first output is not the base's.
-`fills` are tensors that the method would make after the init, and that this init makes instead.
+`fills` are tensors that the method would make after the init, and that this init makes instead. `structure`: the one method it is for.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ INITS: Registry[Any] = Registry("init")
 
 @dataclass_transform(frozen_default=True)
 def init(
-    *, paper: str, shifts: bool = False, needs: tuple[str, ...] = (), start: str = "identity", fills: tuple[str, ...] = ()
+    *, paper: str, shifts: bool = False, needs: tuple[str, ...] = (), start: str = "identity", fills: tuple[str, ...] = (), structure: str = ""
 ) -> Callable[[type[T]], type[T]]:
     """Register an initialisation under the name of its module."""
 
     def register(cls: type[T]) -> type[T]:
         done: Any = dataclass(frozen=True)(cls)
         done.key, done.paper, done.shifts = cls.__module__.rsplit(".", 1)[-1], paper, shifts
-        done.needs, done.start, done.fills = frozenset(needs), start, fills
+        done.needs, done.start, done.fills, done.structure = frozenset(needs), start, fills, structure
         INITS.add(done.key, done)
         return done  # type: ignore[no-any-return]
 

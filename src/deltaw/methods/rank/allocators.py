@@ -179,3 +179,15 @@ def cut_list(triples: Sequence[tuple[str, float, float]], fits: object) -> dict[
 def whole_share(ratio: float, m: int, n: int) -> int:
     """The rank at which two factors of an m x n weight have `ratio` of its numbers: floor(ratio m n / (m + n)), at least 1."""
     return max(1, math.floor(ratio * m * n / (m + n) + 1e-9))
+
+
+def floors(weight: Tensor, total: int, room: int) -> list[int]:
+    """Whole numbers in proportion to the weights, rounded down, at most `room` each; what is left goes to those with room, the least first."""
+    share = weight / weight.sum().clamp(min=1e-300)
+    got = [min(int(v), room) for v in (share * total).tolist()]
+    left = total - sum(got)
+    while left > 0:
+        i = min((k for k in range(len(got)) if got[k] < room), key=lambda k: (got[k], k))
+        more = min(left, room - got[i], max(1, left // len(got)))
+        got[i], left = got[i] + more, left - more
+    return got

@@ -43,7 +43,7 @@ def learns_with_its_whole_rank(case: Case) -> str:
     # what its zeros allow: the rank of random numbers in the same places (a sparse change may leave rows empty)
     generic = int(torch.linalg.matrix_rank(values(*change.shape, name="generic") * (change != 0)))
     rank, bound = int((s > 1e-5 * s[0]).sum()), min(rank_bound(op), generic)
-    least = bound
+    least = min(bound, getattr(case.method, "least_rank", bound))  # of a mask that has nothing to mask on a dense base
     if any(rule.allocates for rule in asked_of(adapted)):  # rules may have gated terms off
         least = min([bound, *adapted.ranks().values()])
     must(least <= rank <= bound, f"the change has rank {rank}, the expression allows {bound} (singular values {s[:8].tolist()})")
