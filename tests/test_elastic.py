@@ -11,10 +11,11 @@ from torch import nn
 import deltaw
 from deltaw.codecs import NF, Affine
 from deltaw.errors import SpecError
-from deltaw.methods import QWHA, SQFT, SQFTQA, ElasticLoRA, LoRA, PRILoRA
+from deltaw.methods import QWHA, SQFT, SQFTQA, LoNAS, LoRA, PRILoRA
+from deltaw.methods.compress.indices import IndexMap
 from deltaw.methods.pruning import estimate, unit_scores
 from deltaw.methods.rank.allocators import floors as budget
-from deltaw.prune import IndexMap, by_norm, finished, kept, prune_structured, recover
+from deltaw.prune import by_norm, finished, kept, prune_structured, recover
 from deltaw.testing.tiny import values
 
 F64 = torch.float64
@@ -96,7 +97,7 @@ def test_sqft_on_a_grid_is_exact_in_whole_numbers():
 
 def test_groups_share_their_draw_and_what_is_not_drawn_stands_still():
     net = llama().double()
-    adapted = deltaw.attach(net, deltaw.Plan(ElasticLoRA(ranks=(6, 4, 2), widths=(1.0, 0.5)), targets="all-linear", exclude=["lm_head"]))
+    adapted = deltaw.attach(net, deltaw.Plan(LoNAS(ranks=(6, 4, 2), widths=(1.0, 0.5)), targets="all-linear", exclude=["lm_head"]))
     net.train()
     optimizer = adapted.optimizer(1e-2)
     seen = set()

@@ -12,43 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .attach import Adapted, attach
-from .convert import Pair
 from .errors import SpecError
-from .ops import random as rng
+from .methods.compress.indices import IndexMap
+from .methods.compress.loram import LoRAM
 from .plan import Plan
 from .spec import METHODS
 
 OUTPUTS = {"q_proj": "heads", "k_proj": "groups", "v_proj": "groups", "gate_proj": "neurons", "up_proj": "neurons"}
 INPUTS = {"o_proj": "heads", "down_proj": "neurons"}
-
-
-@dataclass(frozen=True)
-class IndexMap:
-    """Which rows (outputs) and columns (inputs) of an m x n weight are left; None: all of them."""
-
-    shape: tuple[int, int]
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-
-    def restrict(self, W: Tensor) -> Tensor:
-        """W[rows, columns]."""
-        W = W if self.rows is None else W[self.rows.to(W.device)]
-        return W if self.columns is None else W[:, self.columns.to(W.device)]
-
-    def factors(self, pair: Pair) -> Pair:
-        """B[rows], A[:, columns]."""
-        B, A = pair
-        return (B if self.rows is None else B[self.rows.to(B.device)]), (A if self.columns is None else A[:, self.columns.to(A.device)])
-
-    def embed(self, pair: Pair, columns: Tensor | None = None) -> Pair:
-        """The factors of the large weight: zeros where nothing was trained; columns: what A has where columns are new."""
-        (B, A), (m, n) = pair, self.shape
-        if self.rows is not None:
-            B = B.new_zeros(m, B.shape[1]).index_copy(0, self.rows.to(B.device), B)
-        if self.columns is not None:
-            whole = A.new_zeros(len(A), n) if columns is None else columns.to(A).clone()
-            A = whole.index_copy(1, self.columns.to(A.device), A)
-        return B, A
 
 
 @dataclass
@@ -130,13 +101,7 @@ def recover(adapted: Adapted, pruned: Pruned, large: nn.Module, new: Literal["ze
     aligned) one. Source: Zhang et al. 2025 ("zeroA", "normA"). Errors: NotMergeable for an adapter without exact factors.
     """
     pairs = adapted.to_lora().factors
-    made: dict[str, Pair] = {}
-    for site, (B, A) in pairs.items():
-        mapped = pruned.maps.get(site) or IndexMap((B.shape[0], A.shape[1]))
-        columns = None
-        if new == "normal" and mapped.columns is not None:
-            columns = rng.normal((len(A), mapped.shape[1]), rng.key(adapted.plan.seed, "recover", site), 1.0 / len(A))
-        made[site] = mapped.embed((B, A), columns)
+    made = {s: LoRAM(new).recover(pair, pruned.maps.get(s) or IndexMap((len(pair[0]), pair[1].shape[1])), adapted.plan.seed, s) for s, pair in pairs.items()}
     ranks = {s: B.shape[1] for s, (B, _) in made.items()}
     plan = Plan(
         METHODS["lora"](r=max(ranks.values()), alpha=float(max(ranks.values()))), targets="|".join(map(re.escape, made)),  # type: ignore[call-arg]

@@ -28,6 +28,7 @@ from .updates import HALF, RATE, STEPS, leaves, loss_of
 # rule: the method it runs on, and what else the plan says
 ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adalora": ({"key": "adalora", "r": 4, "target_r": 2, "tinit": 1, "deltaT": 2}, {}),
+    "airllm": ({"key": "airllm", "r": 4, "bandwidth": 400.0, "snr": (5.0, 40.0)}, {}),
     "allocate": ({"key": "snella", "q": 4, "sparsity": 0.4, "every": 2, "T": 3}, {}),
     "ard_lora": ({"key": "ard_lora", "r": 4, "r0": 2, "heads": 2, "lam": 0.1}, {}),
     "asa": (
@@ -43,7 +44,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dora_dynamic": ({"key": "dora_dynamic", "r": 4, "target_r": 2, "every": 2, "start_at": 0.05, "end_at": 0.6}, {}),
     "dylora": ({"key": "dylora", "r": 4}, {}),
     "elalora": ({"key": "elalora", "r": 3, "every": 2, "t_i": 0.02}, {}),
-    "elastic": ({"key": "elastic_lora", "ranks": (4, 2), "widths": (1.0, 0.5), "wide": "up|sq"}, {}),
+    "elastic": ({"key": "lonas", "ranks": (4, 2), "widths": (1.0, 0.5), "wide": "up|sq"}, {}),
     "increlora": ({"key": "increlora", "target_r": 4, "every": 2, "warmup": 1}, {}),
     "localise": ({"key": "losia", "p": 0.25, "T": 2}, {}),
     "lora_fa": ({"key": "lora_fa", "r": 3}, {"rules": "lora_fa"}),

@@ -12,7 +12,7 @@ from . import compressor
 @compressor(paper="arXiv:2404.10934", needs=("inputs",))
 class Shears:
     """W_p = W without the (1 - keep) share of lowest |W_ij| |X_j|_2 in each row (Wanda); then a LoRA whose rank is drawn anew for every
-    step from a short list (method dylora's idea on a list: structure elastic_lora); then one rank a group is chosen: the middle of
+    step from a short list (structure lonas, with one width); then one rank a group is chosen: the middle of
     the list, the least, the most, or the best that a search measures (`choose`).
 
     Source: Muñoz et al. 2024 and its code (half of the entries, ranks 32, 24, 16). Trap: merging would fill the zeros: keep the adapter apart,

@@ -76,7 +76,7 @@ def check() -> str:
             close(f"masks after step {step}", u, torch.tensor([0.0 if i in dead else 1.0 for i in range(F)], dtype=x.dtype), 0.0)
             counts.append(count)
         if step == 5:
-            kept = copy.deepcopy((optimizer.state_dict(), {k: t.clone() for k, t in adapted.state().items()}))
+            kept = copy.deepcopy((optimizer.state_dict(), {k: t.detach().clone() for k, t in adapted.state().items()}))
     must(counts == sorted(counts) and counts[-1] == F // 2, f"counts {counts}")
     for k in (0, LAYERS - 1):
         must(bool(adapted.entries()[f"layers.{k}.mlp.up_proj"].get("u").all()), f"layer {k} was pruned")

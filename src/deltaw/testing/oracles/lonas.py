@@ -1,4 +1,4 @@
-"""Elastic LoRA in evaluation: the full choice is LoRA."""
+"""LoNAS in evaluation: the full choice is LoRA."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...methods.structure.elastic_lora import ElasticLoRA
+from ...methods.structure.lonas import LoNAS
 
-METHODS = [ElasticLoRA(ranks=(3, 2), alpha=6.0), ElasticLoRA(ranks=(3,), widths=(1.0, 0.5), alpha=6.0)]
+METHODS = [LoNAS(ranks=(3, 2), alpha=6.0), LoNAS(ranks=(3,), widths=(1.0, 0.5), alpha=6.0)]
 
 
 def closed(method: Any, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Tensor) -> Tensor:

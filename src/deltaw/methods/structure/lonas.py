@@ -1,4 +1,4 @@
-"""Elastic LoRA (Shears, LoNAS): a rank, and in MLPs a width, drawn from short lists for every step."""
+"""LoNAS (Shears, LoNAS): a rank, and in MLPs a width, drawn from short lists for every step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..factors import positive
 
 
 @method(paper="arXiv:2501.16372", claims=("one training holds many sub-networks; the middle one is nearly as good as a searched one",))
-class ElasticLoRA(Method):
+class LoNAS(Method):
     """y = w * (W x + b + s B[:, :k] A[:k] x), s = alpha / max(ranks). k from `ranks` and, at sites that match `wide`, the width from `widths`
     (parts of m, w = 1 for the first of them and 0 beyond): both drawn anew for every optimiser step by the rule elastic, once for a group of
     sites: q, k, v of a layer share a rank, gate and up a width. Evaluation uses all ranks and widths; to serve a sub-network see `sub`.
@@ -20,8 +20,8 @@ class ElasticLoRA(Method):
     first output at the full choice. Count: r (m + n). Exact LoRA rank: r. Source: Shears and LoNAS, Muñoz et al. 2024 and 2025, their code;
     LoNAS's search package was not read. Trap: s stays alpha / r at every rank; widths cut neurons in their order: sort them first.
 
-    >>> from deltaw.methods import ElasticLoRA
-    >>> {k: p.shape for k, p in ElasticLoRA(ranks=(4, 2)).params(10, 8).items()}
+    >>> from deltaw.methods import LoNAS
+    >>> {k: p.shape for k, p in LoNAS(ranks=(4, 2)).params(10, 8).items()}
     {'B': (10, 4), 'A': (4, 8), 'at': (4,), 'w': (10,)}
     """
 
