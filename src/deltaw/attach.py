@@ -101,7 +101,7 @@ class Adapted:
 
     def _slots(self) -> dict[str, int]:
         """Trained tensor by name -> the axis of its rank-one terms."""
-        out = {}
+        out: dict[str, int] = {}
         for site, entry in self.entries().items():
             for owner in layers_of(entry.method):
                 out |= {f"{site}.{k}": axis for k, axis in owner.slots.items() if k in entry.own}

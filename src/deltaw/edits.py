@@ -78,7 +78,7 @@ class View:
 
     @property
     def length(self) -> int | None:
-        return self.engine.total  # type: ignore[no-any-return]
+        return self.engine.total
 
     def tell(self, what: str) -> None:
         self.engine.adapted.events.append({"step": self.engine.step, "site": self.name, "what": what})

@@ -1,4 +1,4 @@
-"""deltaw new: a method, an update rule, an initialisation or a rule to start from."""
+"""deltaw new: a file to start from: a method, an update rule, an initialisation, a rule, a rank policy or a compressor."""
 
 from __future__ import annotations
 
@@ -110,7 +110,57 @@ class {name}(Rule):
                 view.set(name, self.share * t)
 '''
 
-TEMPLATES = {"structure": METHOD, "update": UPDATE, "init": INIT, "rules": RULE}
+RANKS = '''"""{name}: say in one line what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...spec import Start
+from ..init import innermost
+from . import allocators, ranks
+
+
+@ranks(paper="arXiv:0000.00000")
+class {name}:
+    """Ranks in proportion to |W|_F², between r_min and r_max, at the parameters that the methods as written cost.
+
+    Source: authors and year, and the section with the formula. Trap: what a reader of the paper gets wrong.
+    """
+
+    r_min: int = 1
+    r_max: int = 32
+
+    def ranks(self, starts: list[Start], stats: dict[str, dict[str, Any]]) -> dict[str, int]:
+        score = {{s.name: float(s.W.dense().square().sum()) for s in starts}}
+        cost = {{s.name: float(sum(s.W.shape)) for s in starts}}
+        budget = sum(innermost(s.method).r * cost[s.name] for s in starts)  # type: ignore[attr-defined]
+        return allocators.proportional(score, budget, self.r_min, {{s.name: min(self.r_max, *s.W.shape) for s in starts}}, cost)
+'''
+
+COMPRESS = '''"""{name}: say in one line what it is."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import compressor
+
+
+@compressor(paper="arXiv:0000.00000")
+class {name}:
+    """W' = W with all but the share `keep` of its largest entries set to 0; the shape stays. Looks at no data.
+
+    Source: authors and year, and the section with the formula. Trap: what a reader of the paper gets wrong.
+    """
+
+    def weight(self, W: Tensor, stats: dict[str, Tensor], keep: float) -> tuple[Tensor]:
+        kept = W.abs().flatten().topk(max(1, round(keep * W.numel()))).indices
+        out = W.new_zeros(W.numel())
+        return (out.index_copy(0, kept, W.flatten()[kept]).view_as(W),)
+'''
+
+TEMPLATES = {"structure": METHOD, "update": UPDATE, "init": INIT, "rules": RULE, "rank": RANKS, "compress": COMPRESS}
 
 
 def run(
@@ -120,7 +170,7 @@ def run(
     ] = None,
     axis: Annotated[str, typer.Option(help=f"One of {', '.join(TEMPLATES)}.")] = "structure",
 ) -> None:
-    """Write the file of a new method (or update rule, initialisation, rule), a working one to edit, and nothing else."""
+    """Write the file of a new method (or of another axis: see --axis), a working one to edit, and nothing else."""
     from ..errors import SpecError, nearest
     from ..spec import METHODS
     from ..testing import AXES

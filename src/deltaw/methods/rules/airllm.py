@@ -37,11 +37,12 @@ class AirLLM(Rule):
     def before_all(self, views: list[Any]) -> None:
         def loss(free: list[Tensor]) -> Tensor:
             grams = [(t.mT @ t if k % 2 == 0 else t @ t.mT) for k, t in enumerate(free)]
-            return 0.01 * sum((g - torch.eye(len(g)).to(g)).square().sum() for g in grams) / len(views)  # type: ignore[no-any-return]
+            return 0.01 / len(views) * torch.stack([(g - torch.eye(len(g)).to(g)).square().sum() for g in grams]).sum()
 
         slots.penalise([t for v in views for t in (v.p.P, v.p.Q)], loss)
         for v in views:
-            v.s["score"].lerp_(sum(scores.sensitivity(t).mean() for t in (v.p.P, v.p.E, v.p.Q)).to(v.s["score"]), 0.1)
+            found = torch.stack([scores.sensitivity(t).mean() for t in (v.p.P, v.p.E, v.p.Q)]).sum()
+            v.s["score"].lerp_(found.to(v.s["score"]), 0.1)
             v.damp("P", v.p.at[None].clone())
             v.damp("E", v.p.at.clone())
             v.damp("Q", v.p.at[:, None].clone())

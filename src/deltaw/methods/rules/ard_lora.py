@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import slots
@@ -28,7 +29,7 @@ class ARDLoRA(Rule):
     def before_all(self, views: list[Any]) -> None:
         def loss(free: list[Tensor]) -> Tensor:
             terms = [a.abs().sum() + self.beta * (a - v.s["last"]).abs().sum() for a, v in zip(free, views)]
-            return self.lam * sum(terms[1:], terms[0])
+            return torch.stack(terms).sum() * self.lam
 
         slots.penalise([v.p.alpha for v in views], loss)
         for v in views:
