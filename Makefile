@@ -7,7 +7,8 @@ READY  := $(VENV)/.ready
 TORCH  := 2.13.0
 # The core is type-checked strictly; the formatter and the linter see everything.
 STRICT := $(addprefix src/deltaw/,ops spec.py sites attach.py lowrank methods/init methods/rules methods/update rules.py edits.py \
-          probe.py passes.py optimize.py parametrise.py extrapolate.py evolve bilevel)
+          probe.py passes.py optimize.py parametrise.py extrapolate.py evolve bilevel methods/rank codecs squeeze.py continual.py \
+          measures.py routing.py methods/slots.py methods/banks.py)
 # Everything that is made stays in the checkout, converted models included.
 QUIET  := DELTAW_CACHE=$(CURDIR)/.cache HF_HOME=$(CURDIR)/.cache/huggingface HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 

@@ -157,6 +157,70 @@ def test_without_the_runs_length_they_say_so(key):
         adapted.optimizer(1e-2)
 
 
+def test_holding_dead_terms_at_zero_equals_compacting_them():
+    """The same change of the weights, step by step: with the gates of some terms held at 0, and without those terms."""
+    from deltaw.methods import slots
+    from deltaw.methods.rules import Rule, rule
+
+    @rule(paper="(this test)")
+    class Half(Rule):
+        """From step `at` on every second term is dead: its gate is 0, or (cut) it is gone, with its moments."""
+
+        at: int = 5
+        cut: bool = False
+
+        def after(self, view):
+            keep = torch.arange(slots.count(view)) % 2 == 0
+            if self.cut and view.step == self.at:
+                slots.select(view, keep)
+            elif not self.cut and view.step >= self.at:
+                slots.silence(view, ~keep)
+
+    try:
+        found = []
+        for cut in (False, True):
+            net = Net(dtype=F64)
+            plan = deltaw.Plan({"key": "sora", "r": 6, "lam": 0.0, "lambda2": 0.0}, update="slot_adamw", rules=Half(cut=cut))
+            adapted = deltaw.attach(net, plan)
+            optimizer, curve = adapted.optimizer(1e-2, steps=20), []
+            for step in range(20):
+                steps(net, adapted, optimizer, step, step + 1)
+                curve.append({k: t for k, t in change_of(adapted).items()})
+            found.append((adapted.ranks(), curve))
+        assert set(found[0][0].values()) == {3} == set(found[1][0].values())
+        assert [t.shape for t in adapted.state().values() if t.dim() == 1] == [(3,)] * 3, "the second run has no dead terms"
+        for a, b in zip(found[0][1], found[1][1], strict=True):
+            for site in a:
+                torch.testing.assert_close(a[site], b[site], rtol=0, atol=1e-12)
+    finally:
+        deltaw.spec.RULES.table.pop(Half.key)
+
+
+def test_masks_need_one_graph_and_ranks_one_each():
+    from torch._dynamo.testing import CompileCounter
+
+    def graphs(plan, count):
+        torch._dynamo.reset()
+        counter, net = CompileCounter(), Net()
+        adapted = deltaw.attach(net, plan)
+        optimizer = adapted.optimizer(1e-2, steps=count)
+        fast = torch.compile(net, backend=counter, fullgraph=True, dynamic=False)
+        seen = set()
+        for step in range(count):
+            optimizer.zero_grad()
+            loss_of(fast, step).backward()
+            seen.add(tuple(adapted.ranks().values()))
+            optimizer.step()
+        return counter.frame_count, len(seen)
+
+    settings = {"r": 6, "target_r": 3, "tinit": 2, "tfinal": 4, "deltaT": 2}
+    made, seen = graphs(deltaw.Plan({"key": "adalora", **settings}), 16)
+    assert made == 1 and seen > 2, "a mask changed, and the graph stayed"
+    ladder = {"key": "lora_squeeze", "ladder": [6, 4, 2]}
+    made, seen = graphs(deltaw.Plan(deltaw.methods.LoRA(r=6, alpha=12.0), rules=ladder), 15)
+    assert made <= seen == 3, "at most one graph for every rank"
+
+
 # ---- squeezing and growing
 
 

@@ -29,7 +29,7 @@ class _Product(torch.autograd.Function):
         return F.linear(x, layer.dense().to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return g @ ctx.layer.dense().to(g.dtype), None
 
 

@@ -89,7 +89,7 @@ def squeeze(
     whole = sum(float(S.double().square().sum()) for _, S, _ in spectra.values())
     out, errors, lost = dict[str, Pair](), dict[str, float](), 0.0
     for site, (U, S, V) in spectra.items():
-        k = int(wanted.get(site, pairs[site][0].shape[1]))  # type: ignore[union-attr]
+        k = int(wanted.get(site, pairs[site][0].shape[1]))
         if not 0 <= k <= min(U.shape[0], V.shape[1]):
             raise SpecError(f"{site}: a rank from 0 to {min(U.shape[0], V.shape[1])} was expected; found {k}")
         square = S.double().square()

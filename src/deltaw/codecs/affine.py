@@ -13,7 +13,7 @@ from .pack import packed, unpacked
 def grid(W: Tensor, b: int, group: int) -> tuple[Tensor, Tensor]:
     """(s, z), each (m, groups): s = (max - min) / (2^b - 1) with 0 inside the range, z = round(-min / s): 0 is exactly the code z."""
     n = W.shape[1]
-    many = torch.nn.functional.pad(W.detach().float(), (0, -n % group)).unflatten(1, (-1, group))
+    many = torch.nn.functional.pad(W.detach().float(), (0, -n % group)).reshape(len(W), -1, group)
     low, high = many.amin(2).clamp(max=0), many.amax(2).clamp(min=0)
     s = (high - low) / (2**b - 1)
     s = torch.where(s > 0, s, torch.ones_like(s))

@@ -21,7 +21,8 @@ def levels(b: int) -> tuple[float, ...]:
         raise SpecError(f"NormalFloat has 2 to 8 bits; found {b}")
 
     def side(count: int) -> Tensor:
-        return torch.special.ndtri(torch.linspace(OFFSET, 0.5, count + 1, dtype=torch.float64)[:-1])
+        found: Tensor = torch.special.ndtri(torch.linspace(OFFSET, 0.5, count + 1, dtype=torch.float64)[:-1])
+        return found
 
     up, down = side(2 ** (b - 1)), side(2 ** (b - 1) - 1)
     found = torch.cat([-down, torch.zeros(1, dtype=torch.float64), up.flip(0)])

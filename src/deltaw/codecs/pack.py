@@ -12,7 +12,8 @@ def packed(codes: Tensor, b: int) -> Tensor:
         return codes.to(torch.uint8)
     grouped = torch.nn.functional.pad(codes.flatten().to(torch.int64), (0, -codes.numel() % 8)).view(-1, 8)
     word = (grouped << (b * torch.arange(8, device=codes.device))).sum(1)
-    return ((word[:, None] >> (8 * torch.arange(b, device=codes.device))) & 255).to(torch.uint8).flatten()
+    out: Tensor = (word[:, None] >> (8 * torch.arange(b, device=codes.device))) & 255
+    return out.to(torch.uint8).flatten()
 
 
 def unpacked(stored: Tensor, b: int, count: int) -> Tensor:
@@ -23,4 +24,5 @@ def unpacked(stored: Tensor, b: int, count: int) -> Tensor:
         return torch.stack([stored & 15, stored >> 4], 1).flatten()[:count].to(torch.int32)
     groups = stored.view(-1, b).to(torch.int64)
     word = (groups << (8 * torch.arange(b, device=stored.device))).sum(1)
-    return ((word[:, None] >> (b * torch.arange(8, device=stored.device))) & (2**b - 1)).flatten()[:count].to(torch.int32)
+    out: Tensor = (word[:, None] >> (b * torch.arange(8, device=stored.device))) & (2**b - 1)
+    return out.flatten()[:count].to(torch.int32)

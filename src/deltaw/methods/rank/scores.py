@@ -25,7 +25,8 @@ def of_terms(score: dict[str, Tensor], slots: dict[str, int]) -> Tensor:
 
 def norms(B: Tensor, g: Tensor, A: Tensor) -> Tensor:
     """(r,): |g_i b_i a_i|_F = |g_i| |b_i| |a_i|."""
-    return g.abs() * B.norm(dim=0) * A.norm(dim=1)
+    found: Tensor = g.abs() * torch.linalg.vector_norm(B, dim=0) * torch.linalg.vector_norm(A, dim=1)
+    return found
 
 
 def norm(B: Tensor, g: Tensor, A: Tensor) -> Tensor:
