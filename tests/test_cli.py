@@ -269,6 +269,34 @@ def test_train_leaves_a_run(place, js):
     assert facts["adapter"]["method"] == "lora" and facts["train_seconds"] > 0
 
 
+def test_a_run_has_a_page(place, js):
+    """Ranks, routes and what rules did are on it where there are any."""
+    words = (place / "recipe.yaml", "train.steps=8", "train.batch_size=2")
+    facts = js("train", *words, f"out={place / 'ranks'}", "plan.method={key: adalora, r: 3, target_r: 1, tinit: 1, tfinal: 2}")
+    page = Path(facts["report"]).read_text()
+    assert Path(facts["report"]) == place / "ranks" / "report.html" and "What the routers" not in page
+    assert "<svg" in page and "live terms a site" in page and "adalora:" in page and "<script" not in page
+    ranks = json.loads((place / "ranks" / "run.json").read_text())["ranks"]
+    assert len(ranks) == 4 and sum(ranks.values()) == 4
+    facts = js("train", *words, f"out={place / 'routes'}", "plan.method={key: smora, r: 4, k: 2}")
+    page = Path(facts["report"]).read_text()
+    assert "What the routers choose" in page and "never chosen" in page
+    routing = json.loads((place / "routes" / "run.json").read_text())["routing"]
+    assert len(routing) == 4 and all(sum(f["share"]) == pytest.approx(2.0) for f in routing.values()), "two of four a token"
+
+
+def test_a_quantised_base(place, cli, js):
+    """train.quantise: codes in training, eval and chat; merging goes into the base as it is, and says what it is."""
+    facts = js("train", place / "recipe.yaml", f"out={place / 'coded'}", "train.quantise=nf4")
+    assert any("nf4" in note for note in facts["notes"])
+    on_codes = js("eval", place / "coded", "--max-new-tokens", "4")["adapter"]["loss"]
+    assert on_codes == pytest.approx(facts["metrics"]["eval_loss"], rel=1e-4)
+    on_base = js("eval", place / "coded", "--max-new-tokens", "4", "--base", place / "base")["adapter"]["loss"]
+    assert abs(on_base - on_codes) > 1e-4
+    assert js("merge", place / "coded", place / "coded-merged")["sites"] == 4
+    assert "nearest: nf4" in cli("train", place / "recipe.yaml", "train.quantise=nf44")[2]
+
+
 def test_train_names_the_nearest_key(place, cli):
     code, _, err = cli("train", place / "recipe.yaml", "train.lrr=1")
     assert code == 2 and "train.lr" in err

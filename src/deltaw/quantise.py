@@ -126,6 +126,11 @@ def quantise(
     return out
 
 
+def coded_bytes(model: nn.Module) -> int:
+    """Bytes of all codes in a model."""
+    return sum(t.numel() * t.element_size() for m in model.modules() if isinstance(m, QuantLinear) for t in m.parts().values())
+
+
 def named(codec: Any) -> Any:
     if isinstance(codec, str):
         if codec not in NAMES:

@@ -21,7 +21,7 @@ def run(
     """Convert an adapter to a PEFT LoRA with alpha = r, which every server reads the same way; report the error."""
     from .source import open_source, the_adapter
 
-    _, _, adapted = open_source(str(the_adapter(adapter)), base, dtype)
+    _, _, adapted = open_source(str(the_adapter(adapter)), base, dtype, codes=False)
     made = adapted.to_lora(rank)
     path = made.save(out)
     worst = max(made.error, key=lambda site: made.error[site], default=None)

@@ -116,7 +116,7 @@ def deltas(adapter: str, base: str, dtype: str, against: str | None = None) -> t
     from .source import open_source, the_adapter
 
     out: list[dict[str, Any]] = []
-    model, _, adapted = open_source(str(the_adapter(adapter)), base, dtype)
+    model, _, adapted = open_source(str(the_adapter(adapter)), base, dtype, codes=False)
     words = ("norm", "share", "singular_values", "effective_rank", "stable_rank", "intruders", "unchanged")
     spaces: dict[str, Any] = {}
     with torch.no_grad():

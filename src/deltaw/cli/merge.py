@@ -25,7 +25,7 @@ def run(
 
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         raise SpecError(f"{out} is not empty; a merged model is written to a new or an empty directory")
-    model, tokenizer, adapted = open_source(str(the_adapter(adapter)), base, dtype)
+    model, tokenizer, adapted = open_source(str(the_adapter(adapter)), base, dtype, codes=False)
     merged = adapted.merge()
     path = merged.save(out, max_shard_bytes=int(shard * 1e9))
     if tokenizer is not None:

@@ -58,8 +58,9 @@ def base_of(adapter: Path, base: str | None) -> str:
     raise SpecError(f"which base does {adapter} belong to? Name it with --base ({MODEL_HELP})")
 
 
-def open_source(source: str, base: str | None, dtype: str) -> tuple[Any, Any, Any]:
-    """(model, tokenizer, Adapted or None) of an adapter's directory, a run's directory, or a base model."""
+def open_source(source: str, base: str | None, dtype: str, codes: bool = True) -> tuple[Any, Any, Any]:
+    """(model, tokenizer, Adapted or None) of an adapter's directory, a run's directory, or a base model. codes: a base that was trained on as
+    codes is opened as such, unless another one is named."""
     from ..train import load_base
 
     found = adapter_directory(source)
@@ -67,5 +68,6 @@ def open_source(source: str, base: str | None, dtype: str) -> tuple[Any, Any, An
         return *load_base(source, dtype), None
     from .. import load
 
-    model, tokenizer = load_base(base_of(found, base), dtype)
+    codec = None if base or not codes else (recipe_of(found).get("train") or {}).get("quantise")
+    model, tokenizer = load_base(base_of(found, base), dtype, codec=codec)
     return model, tokenizer, load(model, found)

@@ -21,6 +21,7 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Fine-tune as a recipe says. Unknown keys are errors; the resolved recipe is saved with the run."""
+    from ..report.run import write as write_page
     from ..train import run as train
 
     source: Any = recipe
@@ -28,7 +29,9 @@ def run(
     if "=" in recipe and not Path(recipe).exists():  # no file: values on top of LoRA on every linear layer
         words, source = [recipe, *words], {"plan": "lora"}
     result = train(source, words, resume=resume, progress=True)  # on stderr
+    page = write_page(result.dir) if (result.dir / "run.json").is_file() else None
     facts = {
+        "report": str(page),
         "dir": str(result.dir),
         "adapter_dir": str(result.dir / "adapter"),
         "train_seconds": result.train_seconds,
@@ -46,4 +49,5 @@ def run(
         f"{result.dir}: {result.train_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, peak memory "
         f"{size(result.peak_rss_bytes)}" + "".join(f", {k} {v:.4g}" for k, v in loss.items())
     )
+    say(f"report: {page}")
     say(f"next: deltaw eval {result.dir} | deltaw chat {result.dir} | deltaw merge {result.dir} OUT")

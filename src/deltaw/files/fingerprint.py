@@ -49,16 +49,18 @@ def _base(model: nn.Module, without: Iterable[str]) -> Iterator[tuple[str, tuple
             site = leaf_site(name, module)
             if site is not None and site.kind == "opaque" and type(module).__module__.startswith("bitsandbytes"):
                 opaque[name] = site.shape
-    coded = {f"{n}.weight": (m.out_features, m.in_features) for n, m in model.named_modules() if hasattr(m, "codec") and not is_ours(n)}
-    for name, shape in sorted(coded.items()):
-        if not any(_inside(name.rpartition(".")[0], s) for s in skip):
-            yield name, shape, None
-    for name, p in sorted(model.named_parameters(), key=lambda pair: pair[0]):
+    # a layer of codes (deltaw.quantise) stands where its weight stood, so that the order of names is the dense model's
+    found: dict[str, tuple[tuple[int, ...], Tensor | None]] = {
+        f"{n}.weight": ((m.out_features, m.in_features), None) for n, m in model.named_modules() if hasattr(m, "codec") and not is_ours(n)
+    }
+    for name, p in model.named_parameters():
         path, _, word = name.rpartition(".")
-        if is_ours(name) or any(_inside(path, s) for s in skip):
-            continue
-        packed = path in opaque and word == "weight"
-        yield name, opaque[path] if packed else tuple(p.shape), None if packed else p
+        if not is_ours(name):
+            packed = path in opaque and word == "weight"
+            found[name] = (opaque[path], None) if packed else (tuple(p.shape), p)
+    for name in sorted(found):
+        if not any(_inside(name.rpartition(".")[0], s) for s in skip):
+            yield name, *found[name]
 
 
 def _inside(path: str, name: str) -> bool:

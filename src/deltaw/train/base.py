@@ -15,16 +15,21 @@ import torch
 
 from ..errors import SpecError, need
 from ..files.disk import file_hash
+from ..quantise import quantise
 
 CONVERTER = "1"  # part of the cache key: raise it when a conversion changes
 
 
 def load_base(
-    spec: str | os.PathLike[str], dtype: str | torch.dtype = "float32", attention: str | None = None
+    spec: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    attention: str | None = None,
+    codec: str | None = None,
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a directory, a GGUF file, "package:NAME", or, explicitly from the network, "hub:ORG/NAME".
 
     A GGUF file is dequantised once; the result is kept under ~/.cache/deltaw (or $DELTAW_CACHE) by the file's hash.
+    codec: the linear layers' weights are kept as these codes (see deltaw.quantise), the head and the embeddings as they are.
     Weights are read from safetensors or GGUF only, never unpickled; code shipped with a model is never run.
     Errors: SpecError for a place that holds no model.
     """
@@ -48,6 +53,8 @@ def load_base(
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SpecError(f"{place} has no tokenizer that can be read: {reason} Save one there (save_pretrained)") from error
+    if codec is not None:
+        quantise(model, codec)
     return model.eval(), tokenizer
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..codecs import NAMES
 from ..errors import SpecError, nearest, need
 from ..plan import Plan
 
@@ -38,7 +39,8 @@ class DataPart(Section):
 
 class TrainPart(Section):
     """How to learn. `warmup`: a share of the steps below 1, a number of steps otherwise. `steps` wins over `epochs`.
-    `probe_batches`: how many of the first batches an init that looks at the data is shown before training."""
+    `probe_batches`: how many of the first batches an init that looks at the data is shown before training.
+    `quantise`: the codes in which the base's linear layers are kept (nf4, nf3, int8, ...): training, eval and chat run over them."""
 
     epochs: float = Field(1.0, gt=0)
     steps: int | None = Field(None, ge=1)
@@ -53,6 +55,7 @@ class TrainPart(Section):
     sort_by_length: bool = True
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attention: str | None = None
+    quantise: str | None = None
     seed: int = 0
     grad_checkpointing: bool = False
     max_grad_norm: float = Field(1.0, ge=0)
@@ -64,6 +67,13 @@ class TrainPart(Section):
     probe_batches: int = Field(32, ge=1)
     tune_allocator: bool = True
     report_to: list[str] = []
+
+    @pydantic.field_validator("quantise")  # type: ignore[untyped-decorator]
+    @classmethod
+    def _codec(cls, value: str | None) -> str | None:
+        if value is not None and value not in NAMES:
+            raise ValueError(f"no codec '{value}'{nearest(value, NAMES)} (known: {', '.join(NAMES)})")
+        return value
 
     @pydantic.field_validator("schedule")  # type: ignore[untyped-decorator]
     @classmethod

@@ -19,6 +19,9 @@ import torch
 from ..attach import Adapted, attach
 from ..errors import SpecError, StateMismatch, need
 from ..files import load
+from ..quantise import coded_bytes
+from ..routing import watch_routing
+from ..spec import layers_of
 from . import checkpoint, host
 from .adapting import Adapting, finite
 from .base import load_base
@@ -26,13 +29,13 @@ from .batches import keeps_rows_apart
 from .curves import picture, site_norms
 from .data import examples, read_rows
 from .encode import Encoded, encode, pack, set_template
-from .engine import Engine
+from .engine import Engine, held_out
 from .generation import pad_id
 from .measuring import as_asked, measure
 from .progress import Progress, choose
 from .recipe import Recipe
 
-OURS = ("recipe.yaml", "metrics.jsonl", "run.json", "curves.svg", "adapter")
+OURS = ("recipe.yaml", "metrics.jsonl", "run.json", "curves.svg", "report.html", "adapter")
 
 
 @dataclass
@@ -89,6 +92,8 @@ def run(
         model, tokenizer = _base(r, model, tokenizer)
     if not getattr(model, "can_generate", lambda: True)() or getattr(model.config, "is_encoder_decoder", False):
         raise SpecError(f"{type(model).__name__} is no causal language model, and recipes train only those")
+    if r.train.quantise is not None:
+        note(f"the base's linear layers are {r.train.quantise} codes, {coded_bytes(model) / 1e6:,.1f} MB")
     train, held = _data(r, tokenizer, note) if r.grpo is None else (None, None)
     if start is None:
         plan = r.the_plan()
@@ -138,13 +143,14 @@ def run(
             note(f"interrupted at step {engine.state.global_step}; resume from there with resume=True (--resume)", True)
         elif held is not None:
             engine.evaluate()
+        chosen = _routes(adapted, held or train, r.train, pad_id(tokenizer))
     finally:
         show.end()
         engine.close()
         if r.train.grad_checkpointing:
             _checkpointing(model, False)
     model.eval()
-    return _finish(r, engine, out, seconds, notes, tokenizer, main, allocator)
+    return _finish(r, engine, out, seconds, notes, tokenizer, main, allocator, chosen)
 
 
 @contextlib.contextmanager
@@ -173,7 +179,7 @@ def interruptible(engine: Adapting) -> Iterator[None]:
 def _base(r: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Any]:
     if r.model is None:
         raise SpecError("recipe: 'model' is missing (a directory, a .gguf file or package:NAME)")
-    found, words = load_base(r.model, r.train.dtype, r.train.attention)
+    found, words = load_base(r.model, r.train.dtype, r.train.attention, r.train.quantise)
     return (model if model is not None else found), (tokenizer if tokenizer is not None else words)
 
 
@@ -223,6 +229,16 @@ def _checkpointing(model: Any, on: bool) -> None:
         getattr(model, f"{name}_disable")()
 
 
+def _routes(adapted: Adapted, rows: Encoded | None, t: Any, pad: int) -> dict[str, Any]:
+    """What the adapter's routers choose on the first rows (held-out ones where there are any); {} where it has none."""
+    if rows is None or not any(layer.axis == "route" for a in adapted.assignments for layer in layers_of(a.method)):
+        return {}
+    some = Encoded(rows.items[: 4 * t.batch_size], rows.rows)
+    with watch_routing(adapted) as seen:
+        held_out(adapted.model, some, t.batch_size, pad, next(adapted.model.parameters()).device)
+    return seen.sites
+
+
 def _set_aside(out: Path) -> Path | None:
     """Move an earlier run's files, and nothing else, out of the way; where to."""
     old = [out / n for n in OURS if (out / n).exists()] + sorted(out.glob("checkpoint-*"))
@@ -246,6 +262,7 @@ def _finish(
     tokenizer: Any,
     main: bool,
     allocator: str,
+    chosen: dict[str, Any],
 ) -> RunResult:
     """Adapter, picture and summary."""
     adapted, lines = engine.adapted, engine.watch.lines
@@ -280,6 +297,8 @@ def _finish(
             "notes": notes,
             "adapter": adapted.report(),
             "norms": norms,
+            "ranks": adapted.ranks(),
+            "routing": chosen,
             "adapter_dir": str(out / "adapter"),
         }
         (out / "run.json").write_text(json.dumps(finite(summary), indent=1), encoding="utf-8")
