@@ -356,8 +356,8 @@ def test_route_refuses() -> None:
     route(model, made, rank=2)
 
 
-@pytest.mark.parametrize("top_k", [0, 1])
-def test_xlora_as_in_peft(tmp_path: Any, top_k: int) -> None:
+@pytest.mark.parametrize("more", [{}, {"top_k": 1}, {"depth": 3, "size": 5}, {"softmax": False}, {"depth": 2, "size": 6, "again": True}], ids=str)
+def test_xlora_as_in_peft(tmp_path: Any, more: dict[str, Any]) -> None:
     """Two LoRA experts on a tiny Llama, the same classifier: equal logits and gradients of the classifier and inputs."""
     peft = pytest.importorskip("peft")
     folders = {}
@@ -372,26 +372,32 @@ def test_xlora_as_in_peft(tmp_path: Any, top_k: int) -> None:
         expert.save_pretrained(tmp_path / str(k))
         folders[str(k)] = str(tmp_path / str(k))
     config = peft.XLoraConfig(
-        task_type="CAUSAL_LM", hidden_size=16, xlora_depth=1, adapters=folders, layerwise_scalings=False,
-        softmax_temperature=0.5, global_scaling_weight=1.5, top_k_lora=top_k or None,
+        task_type="CAUSAL_LM", hidden_size=16, xlora_depth=more.get("depth", 1), xlora_size=more.get("size", 7), adapters=folders,
+        layerwise_scalings=False, softmax_temperature=0.5, global_scaling_weight=1.5, top_k_lora=more.get("top_k"), xlora_dropout_p=0.0,
+        enable_softmax=more.get("softmax", True), enable_softmax_topk=more.get("again", False),
     )  # fmt: skip
     theirs = peft.get_peft_model(llama(), config).eval()
     model = llama()
-    router = route(model, folders, XLoRA(tau=0.5, gamma=1.5, top_k=top_k))
-    layer = theirs.base_model.internal_xlora_classifier.layers[0]
+    router = route(model, folders, XLoRA(tau=0.5, gamma=1.5, **more))
+    layers = [m for m in theirs.base_model.internal_xlora_classifier.layers if isinstance(m, nn.Linear)]
+    words = [*map(str, range(1, len(layers))), ""]
+    trained = router.trainable()
+    ours_ = [trained[f"model.{k}{w}"] for w in words for k in "Vc"]
+    theirs_ = [t for layer in layers for t in (layer.weight, layer.bias)]
+    assert len(ours_) == len(trained)
     with torch.no_grad():
-        layer.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(5))
-        router.state()["model.V"].copy_(layer.weight)
-        router.state()["model.c"].copy_(layer.bias)
+        for a, b in zip(ours_, theirs_, strict=True):
+            b.normal_(std=0.5, generator=torch.Generator().manual_seed(5 + b.numel()))
+            a.copy_(b)
     results = []
-    for net_, (V, c) in ((model, router.trainable().values()), (theirs, (layer.weight, layer.bias))):
+    for net_, trained_ in ((model, ours_), (theirs, theirs_)):
         with torch.no_grad():
             embedded = model.get_input_embeddings()(ids())
         embedded.requires_grad_()
         logits = net_(inputs_embeds=embedded).logits
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids().flatten()).backward()
-        results.append((logits, V.grad, c.grad, embedded.grad))
-    for ours, other in zip(*results):
+        results.append((logits, embedded.grad, *(t.grad for t in trained_)))
+    for ours, other in zip(*results, strict=True):
         assert other.abs().max() > 1e-6
         torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-5)
 

@@ -123,6 +123,39 @@ def test_one_expert_is_that_lora_and_the_sign_of_a_prototype_is_nothing():
     assert all(found["tokens"] == 30 for found in seen.sites.values())
 
 
+@pytest.mark.parametrize("subtract", [False, True])
+def test_arrow_is_pefts_arrow(subtract):
+    """PEFT's layer over the same experts (its power iteration with more rounds: the sign and the start do not matter then)."""
+    arrow = pytest.importorskip("peft.tuners.lora.arrow")
+    from peft import ArrowConfig
+
+    three, general = experts(3), experts(5)
+    general = {k: general[k] for k in ("e3", "e4")} if subtract else {}
+    net, x = Net(), x_of()
+    adapted = deltaw.route(net, three, Arrow(top_k=2, tau=0.7, rounds=400), general=general)
+    config = ArrowConfig(top_k=2, router_temperature=0.7, use_gks=subtract)
+    config.task_adapter_names, config.gks_adapter_names = list(three), list(general)
+
+    def linear(t):
+        layer = torch.nn.Linear(t.shape[1], t.shape[0], bias=False, dtype=torch.float64)
+        layer.weight.data.copy_(t)
+        return layer
+
+    site = "blocks.0"
+    layer = arrow.ArrowLoraLinearLayer(16, config)
+    factors = {k: a.to_lora().factors[site] for k, a in (three | general).items()}
+    lora_B, lora_A = ({k: linear(pair[i]) for k, pair in factors.items()} for i in (0, 1))
+    layer.gen_know_sub(lora_A, lora_B)
+    found = [layer.top_right_singular_vec_from_BA(lora_A[k].weight, lora_B[k].weight, iters=400) for k in three]
+    layer.register_buffer("prototypes", torch.stack(found).double())
+    theirs = layer(x, lora_A, lora_B, torch.nn.Identity(), dict.fromkeys(three, 1.0))
+    module = net.blocks[0]
+    ours = module(x) - torch.nn.functional.linear(x, module.weight, module.bias)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert float(theirs.detach().abs().max()) > 0.1
+    adapted.detach()
+
+
 def test_general_knowledge_is_subtracted_factor_by_factor():
     two, general = experts(2), experts(1)
     net = Net()

@@ -62,8 +62,9 @@ def route(
                 there = [pairs[site] for pairs in found.values() if site in pairs]
                 _put(site, entry.get("B"), torch.cat([B for B, _ in there], 1))
                 _put(site, entry.get("A"), torch.cat([A for _, A in there], 0))
-                for word, value in getattr(entry.method, "filled", lambda p: {})(entry.tensors({})).items():
-                    entry.get(word).copy_(value)
+                if (filled := getattr(entry.method, "filled", None)) is not None:
+                    for word, value in filled(entry.tensors({})).items():
+                        entry.get(word).copy_(value)
     except BaseException:
         adapted.detach()
         raise

@@ -12,7 +12,7 @@ from ..errors import SpecError
 from ..ops import Affine, Map, as_op
 from ..sites import Site
 from ..sites.find import layer_index
-from ..spec import Declared, Fill, Param, Start, Tensors, kaiming
+from ..spec import Declared, Fill, Param, Start, Tensors, kaiming, uniform
 
 
 def banks(m: int, n: int, ranks: tuple[int, ...]) -> Declared:
@@ -45,6 +45,25 @@ class Routed(Map):
 
     def cols(self, i: Tensor) -> Tensor:
         return self.mixed(self.L.cols(i), self.A.cols(i))
+
+
+def classifier(d: int, K: int, depth: int, size: int, scope: str) -> Declared:
+    """V (K, d), c (K,); of more layers V1 (size, d), V2 (size, size), ... before it, one set for the model, and V (K, size)."""
+    if depth < 1 or size < 1:
+        raise SpecError(f"a classifier has at least one layer, of at least one number; found depth = {depth}, size = {size}")
+    out: Declared = {}
+    for k in range(1, depth):
+        out[f"V{k}"] = Param((size, d), kaiming, scope="model")
+        out[f"c{k}"] = Param((size,), uniform(d**-0.5), scope="model")
+        d = size
+    return {**out, "V": Param((K, d), kaiming, scope=scope), "c": Param((K,), uniform(d**-0.5), scope=scope)}
+
+
+def classify(h: Tensor, p: Tensors, depth: int) -> Tensor:
+    """V g + c with the tensors of `classifier`, g = h after its ReLU layers."""
+    for k in range(1, depth):
+        h = F.relu(Affine(as_op(getattr(p, f"V{k}")), getattr(p, f"c{k}"))(h))
+    return Affine(as_op(p.V), p.c)(h)
 
 
 def keep_largest(w: Tensor, k: int) -> Tensor:

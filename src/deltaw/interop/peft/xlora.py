@@ -27,9 +27,9 @@ class Xlora(Dialect):
     apart = frozenset({"A", "B"})
     targets = False
     shared = {"model.V": CLASSIFIER + "weight", "model.c": CLASSIFIER + "bias"}
-    handled = frozenset({"adapters", "hidden_size", "softmax_temperature", "global_scaling_weight", "top_k_lora"})
+    handled = frozenset({"adapters", "hidden_size", "softmax_temperature", "global_scaling_weight", "top_k_lora", "enable_softmax", "enable_softmax_topk"})
     neutral = {
-        "xlora_depth": (1,), "layerwise_scalings": (False,), "enable_softmax": (True,), "enable_softmax_topk": (False,),
+        "xlora_depth": (1,), "layerwise_scalings": (False,),
         "use_trainable_adapters": (False,), "scaling_pass_value": (0.0,),
     }  # fmt: skip
     ignored = frozenset({"xlora_size", "xlora_dropout_p"})  # of a deeper classifier
@@ -37,13 +37,16 @@ class Xlora(Dialect):
     def fields(self, method: Any, p: P) -> dict[str, Any]:
         if method.scope != "model":
             raise Inexpressible("PEFT's layer-wise scalings come from one classifier; here every site has its own")
-        return {"hidden_size": method.hidden_size, "softmax_temperature": method.tau, "enable_softmax": True,
+        if method.depth != 1:
+            raise Inexpressible("files of PEFT's X-LoRA are read and written at depth 1 only")
+        return {"hidden_size": method.hidden_size, "softmax_temperature": method.tau, "enable_softmax": method.softmax, "enable_softmax_topk": method.again,
                 "global_scaling_weight": method.gamma, "top_k_lora": method.top_k or None, "xlora_depth": 1,
                 "layerwise_scalings": False, "xlora_dropout_p": 0.0, "scaling_pass_value": 0.0}  # fmt: skip
 
     def method(self, f: dict[str, Any]) -> Method:
         return new("xlora", hidden_size=f.get("hidden_size", 4096), tau=f.get("softmax_temperature", 1.0),
-                   gamma=f.get("global_scaling_weight", 1.0), top_k=f.get("top_k_lora") or 0)  # fmt: skip
+                   gamma=f.get("global_scaling_weight", 1.0), top_k=f.get("top_k_lora") or 0,
+                   softmax=f.get("enable_softmax", True), again=f.get("enable_softmax_topk", False))  # fmt: skip
 
     def refusal(self, a: Assignment) -> str | None:
         if not a.site.name.startswith("model."):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ...errors import ShapeError, SpecError
-from ...ops import Affine, Map, as_op
-from ...spec import Declared, Method, Param, Signal, Tensors, kaiming, method, uniform
-from ..routing import Routed, banks, keep_largest
+from ...ops import Affine, Map
+from ...spec import Declared, Method, Signal, Tensors, method
+from ..routing import Routed, banks, classifier, classify, keep_largest
 
 
 @method(
@@ -16,13 +16,14 @@ from ..routing import Routed, banks, keep_largest
     claims=("mixes trained experts token by token and layer by layer, in combinations none was trained for",),
 )
 class XLoRA(Method):
-    """y = W x + b + gamma sum_e w_e B_e A_e x, w = softmax((V h + c) / tau), h the base's own last hidden state.
+    """y = W x + b + gamma sum_e w_e B_e A_e x, w = softmax((V g + c) / tau), g = h, the base's own last hidden state, at depth 1;
+    deeper, g = ReLU(V_{depth-1} ... ReLU(V_1 h + c_1) ... + c_{depth-1}), layers of `size` that all sites share.
 
     Frozen banks A (R, n), B (m, R) hold the experts' factors with their scales, R = sum of `ranks`; `deltaw.route`
     fills them. Trained, once for the model: V (K, hidden_size), c (K,), K = len(ranks); scope="site" gives every site
-    its own (the paper's layer-wise scalings). top_k keeps the k largest w, without renormalising; 0 keeps all.
-    Count: (hidden_size + 1) K. h comes from a first pass of the base without gradient. Not mergeable.
-    Source: Buehler and Buehler 2024; as HF PEFT at depth 1 with scaling_pass_value = 0 and no dropout.
+    its own (layer-wise scalings). softmax=False takes V g + c itself. top_k keeps the k largest w, without renormalising (0: all);
+    again=True takes a softmax of the w that are not 0. Count at depth 1: (hidden_size + 1) K. h comes from a first pass without gradient.
+    Not mergeable. Source: Buehler and Buehler 2024; as HF PEFT with scaling_pass_value = 0 and no dropout.
     Trap: two passes and no KV cache; an adapted layer must see all the tokens of the batch (a head may not).
 
     >>> from deltaw.methods import XLoRA
@@ -36,21 +37,22 @@ class XLoRA(Method):
     gamma: float = 1.0
     top_k: int = 0
     scope: str = "model"
+    depth: int = 1
+    size: int = 2048
+    softmax: bool = True
+    again: bool = False
 
     def params(self, m: int, n: int) -> Declared:
         K, d = len(self.ranks), self.hidden_size
         if not 0 <= self.top_k <= K:
             raise SpecError(f"xlora has {K} experts; top_k must be between 0 and {K}, found {self.top_k}")
-        return {
-            **banks(m, n, self.ranks),
-            "V": Param((K, d), kaiming, scope=self.scope),
-            "c": Param((K,), uniform(d**-0.5), scope=self.scope),
-            "h": Signal("hidden"),
-        }
+        return {**banks(m, n, self.ranks), **classifier(d, K, self.depth, self.size, self.scope), "h": Signal("hidden")}
 
     def layer(self, L: Affine, p: Tensors) -> Map:
-        if p.h.shape[-1] != p.V.shape[1]:
-            raise ShapeError(f"xlora routes by hidden states of size {p.V.shape[1]}; this model's are {p.h.shape[-1]} wide")
-        logits = Affine(as_op(p.V), p.c)(p.h)
-        w = keep_largest(torch.softmax(logits / self.tau, -1, dtype=p.V.dtype), self.top_k)
+        if (wide := p.h.shape[-1]) != self.hidden_size:
+            raise ShapeError(f"xlora routes by hidden states of size {self.hidden_size}; this model's are {wide} wide")
+        w = classify(p.h, p, self.depth)
+        w = keep_largest(torch.softmax(w / self.tau, -1, dtype=p.V.dtype) if self.softmax else w, self.top_k)
+        if self.again:
+            w = torch.softmax(w.masked_fill(w == 0, float("-inf")), -1).masked_fill(w == 0, 0.0)
         return Routed(L, p.B, p.A, self.gamma * w, self.ranks)
