@@ -142,7 +142,7 @@ def rebase(view: Any, up: str, down: str, R: Tensor, L: Tensor, rho: float = 1.0
 def squeeze(view: Any, k: int, turn: bool) -> Tensor:
     """The nearest s B A of rank k under the same s, in place; the singular values of what it was."""
     B, A, s = view.factors()
-    B, A, r = B.detach().float(), A.detach().float(), A.shape[0]
+    B, A, r = B.detach().double(), A.detach().double(), A.shape[0]
     (Qb, Rb), (Qa, Ra) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
     U, S, V = torch.linalg.svd(s * Rb @ Ra.mT, full_matrices=False)
     sign, root = signs(U[:, :k]), (S[:k] / s).sqrt()
