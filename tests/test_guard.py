@@ -30,7 +30,7 @@ DTYPES = ("float32", "bfloat16")
 BASE = torch.__version__.partition("+")[0]
 # the methods that act on weights alone (some ask for a signal of the whole model); drop is lora+drop here
 APART = ("drop", "trainable_tokens", "xlora", "poly", "alora", "at")
-FITTED = ("road:group_size=32", "adamss:R=16", "block_lora:k=2", "c3a:b=16", "nora:q=2", "vb_lora:b=16", "waveft:k=64")  # at 64 x 64
+FITTED = ("road:group_size=32", "adamss:R=16", "block_lora:k=2", "c3a:b=16", "flylora:k=2", "nora:q=2", "smora:k=2", "vb_lora:b=16", "waveft:k=64")  # at 64 x 64
 WORDS = [k for k in METHODS if METHODS[k].sites == "weight" and k not in {*APART, *(w.partition(":")[0] for w in FITTED)}]
 WORDS += ["lora+drop", *FITTED]
 

@@ -381,7 +381,7 @@ def test_a_recipe_measures_by_itself_and_goes_on_without(tmp_path, monkeypatch, 
 
     show = Show()
     one = go("one", show)
-    assert ("measuring", 3) in show.seen and any(f"init {init}: measuring" in note for note in one.notes)
+    assert ("measuring", 3) in show.seen and any(f"init '{init}': measuring" in note for note in one.notes)
     kept = list((tmp_path / "cache" / "probes").iterdir())
     assert len(kept) == 1
     show = Show()

@@ -99,12 +99,19 @@ class View:
         return w.to(torch.promote_types(w.dtype, torch.float32))
 
     def gradient(self) -> Tensor:
-        found = [w.sum for w in self.engine.watched.get(self.name, ()) if w.sum is not None]
-        if not found and any(w.sum is not None for others in self.engine.watched.values() for w in others):
-            found = [torch.zeros_like(self.base())]  # a layer that no token reached
+        return self._seen(True, "gradient of the weight", lambda: torch.zeros_like(self.base()))
+
+    def inputs(self) -> Tensor:
+        return self._seen("inputs", "input of the layer", lambda: torch.zeros(self.base().shape[1]))
+
+    def _seen(self, what: Any, words: str, nothing: Callable[[], Tensor]) -> Tensor:
+        """The mean over processes of what was summed at this site since the last step."""
+        found = [w.sum for w in self.engine.watched.get((self.name, what), ()) if w.sum is not None]
+        if not found and any(w.sum is not None for (_, kind), others in self.engine.watched.items() if kind == what for w in others):
+            found = [nothing()]  # a layer that no token reached
         if not found:
             raise SpecError(
-                f"{self.name}: no gradient of the weight was seen before this step. A rule needs it here: call the layers as "
+                f"{self.name}: no {words} was seen before this step. A rule needs it here: call the layers as "
                 "modules, in a model that was not compiled before, and make the optimiser before the first forward"
             )
         return mean_of_processes(torch.stack(found).sum(0))

@@ -17,13 +17,14 @@ from .errors import SpecError, StateMismatch
 from .methods.rules import Rule
 from .sites import Site
 from .sites.find import layer_index
-from .sites.watch import Watch
+from .sites.watch import Inputs, Watch
 from .spec import Method, layers_of
 
 if TYPE_CHECKING:
     from .attach import Adapted
 
 STATE = "rules"  # the key in the optimiser's state dict
+WATCHES: dict[Any, type[Watch]] = {True: Watch, "inputs": Inputs}
 
 
 class Engine:
@@ -31,19 +32,19 @@ class Engine:
 
     def __init__(self, adapted: Adapted, rules: list[tuple[Any, list[View]]], total: int | None = None):
         self.adapted, self.rules, self.step, self.total = adapted, rules, 0, total
-        self.watched: dict[str, list[Watch]] = {}
+        self.watched: dict[tuple[str, Any], list[Watch]] = {}  # (site, what) -> its ends
         self.damped: list[tuple[Tensor, Tensor, float | Tensor]] = []
         self.optimizer: Any = None  # only inside a hook: the optimiser owns the engine, not the other way round
 
     def watch(self) -> None:
         """See to it that gradients are summed where the next step asks for them, and only there."""
-        wanted = {v.name: v for rule, views in self.rules for v in views if rule.watches(v)}
-        for name in self.watched.keys() - wanted.keys():
-            _close({name: self.watched.pop(name)})
-        for name, view in wanted.items():
-            if name not in self.watched:
-                self.watched[name] = [Watch(*end) for end in view.ends]
-            for w in self.watched[name]:
+        wanted = {(v.name, what): v for rule, views in self.rules for v in views if (what := rule.watches(v))}
+        for key in self.watched.keys() - wanted.keys():
+            _close({key: self.watched.pop(key)})
+        for key, view in wanted.items():
+            if key not in self.watched:
+                self.watched[key] = [WATCHES[key[1]](*end) for end in view.ends]
+            for w in self.watched[key]:
                 w.sum = None
 
     @torch.no_grad()
@@ -132,6 +133,6 @@ def install(adapted: Adapted, optimizer: torch.optim.Optimizer, total: int | Non
     weakref.finalize(optimizer, _close, engine.watched)
 
 
-def _close(watched: dict[str, list[Watch]]) -> None:
+def _close(watched: dict[tuple[str, Any], list[Watch]]) -> None:
     for w in sum(watched.values(), []):
         w.hook.remove()

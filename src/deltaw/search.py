@@ -48,7 +48,7 @@ def search_ranks(
     adapted = attach(model, replace(plan, method=space, overrides={}, init=None, ranks=None, rules=()), name="search")
     try:
         trained = adapted.trainable()
-        outer = {k: t for k, t in trained.items() if k.endswith(".g")}
+        outer = {k: t for k, t in trained.items() if k.endswith(".c")}
         inner = [t for k, t in trained.items() if k not in outer]
         up = torch.optim.Adam(outer.values(), lr=outer_lr, betas=(0.5, 0.999))
         down = torch.optim.Adam(inner, lr=lr)
@@ -66,7 +66,7 @@ def search_ranks(
             down.step()
             if progress is not None:
                 progress(step + 1, steps)
-        ranks = policy.of({k.removesuffix(".g"): t.detach() for k, t in outer.items()})
+        ranks = policy.of({k.removesuffix(".c"): t.detach() for k, t in outer.items()})
         sites = [x.site.name for x in adapted.assignments if x.shares is None]
     finally:
         adapted.detach()

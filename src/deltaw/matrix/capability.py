@@ -67,7 +67,8 @@ def at(method: Method, kind: str) -> str | None:
     push(adapted)
     y, note = model(x), None
     must(gap(y, base) > 0, "the adapter has no effect")
-    y.square().sum().backward()
+    if adapted.trainable():  # a router without training has nothing
+        y.square().sum().backward()
     dead = [n for n, p in adapted.trainable().items() if p.grad is None or not p.grad.any()]
     must(not dead, f"no gradient for {dead}")
     try:

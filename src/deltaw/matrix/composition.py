@@ -114,7 +114,8 @@ def prove(mix: Mix, deep: bool = False) -> str | None:
             close(a.site.name, L(h), h @ L.op.dense().mT.to(h.dtype) + (0 if L.bias is None else L.bias), mix.tol)
         else:
             notes = ["no linear map"]
-    y.square().sum().backward()
+    if adapted.trainable():
+        y.square().sum().backward()
     dead = [n for n, p in adapted.trainable().items() if p.grad is None or not p.grad.any()]
     must(not dead, f"no gradient for {dead}")
     try:

@@ -1,4 +1,4 @@
-"""Gated banks: the update as a sum of rank-one terms with a number each, B diag(g) A."""
+"""Gated banks: the update as a sum of rank-one terms with a number each, B diag(c) A."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..ops import random as rng
 from ..spec import Declared, Fill, Param, kaiming, zeros
 from .factors import positive
 
-SLOTS = {"B": 1, "g": 0, "A": 0}
+SLOTS = {"B": 1, "c": 0, "A": 0}
 """For `Method.slots`: along which axis of each the terms are numbered."""
 
 
-def bank(m: int, n: int, r: int, B: Fill = zeros, g: Fill = zeros, A: Fill = kaiming) -> Declared:
-    """B (m, r), g (r,), A (r, n) with these starts; rules may gate, drop and add terms."""
+def bank(m: int, n: int, r: int, B: Fill = zeros, c: Fill = zeros, A: Fill = kaiming) -> Declared:
+    """B (m, r), c (r,), A (r, n) with these starts; rules may gate, drop and add terms."""
     positive(r=r)
-    return {"B": Param((m, r), B, free=1), "g": Param((r,), g, free=0), "A": Param((r, n), A, free=0)}
+    return {"B": Param((m, r), B, free=1), "c": Param((r,), c, free=0), "A": Param((r, n), A, free=0)}
 
 
 def leading(seed: int, step: int, r: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Edits of the rank-one terms of a site, through the view of a rule: which are gated, kept, added, turned.
 
-What terms a method has it says in `Method.slots`: {tensor: axis}, e.g. {"B": 1, "g": 0, "A": 0}. The vector among them is the gate. The
+What terms a method has it says in `Method.slots`: {tensor: axis}, e.g. {"B": 1, "c": 0, "A": 0}. The vector among them is the gate. The
 optimiser's state goes along: chosen with the terms (select), 0 for new ones (append), turned with the basis (rebase).
 """
 
@@ -120,10 +120,10 @@ def exchange(view: Any, keep: list[int], count: int) -> None:
 
 
 def adopt(view: Any, R: float, q: int) -> None:
-    """The reserve (B_r, g_r, A_r) joins the terms and a fresh one is drawn; what s loses as R becomes R + q, the old columns of B gain."""
+    """The reserve (B_r, c_r, A_r) joins the terms and a fresh one is drawn; what s loses as R becomes R + q, the old columns of B gain."""
     p, gain = view.p, (R + q + 1e-5) / (R + 1e-5)
     view.turn("B", p.B.detach() * gain, lambda m: m / gain, lambda v: v / gain**2)
-    append(view, {"B": p.B_r.detach() * gain, "g": p.g_r.detach(), "A": p.A_r.detach()})
+    append(view, {"B": p.B_r.detach() * gain, "c": p.c_r.detach(), "A": p.A_r.detach()})
     for name in ("B_r", "A_r"):
         t = getattr(p, name)
         view.set(name, view.draw(f"reserve.{name}").normal(tuple(t.shape), 0.02), restart=True)

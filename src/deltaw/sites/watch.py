@@ -1,4 +1,4 @@
-"""The gradient of a weight that is not itself trained, summed while it is being watched."""
+"""What passes a weight while it is being watched: the gradient of one that is not itself trained, the size of its inputs."""
 
 from __future__ import annotations
 
@@ -43,6 +43,23 @@ class Watch:
             new = g.mT @ x.reshape(-1, x.shape[-1]).to(g.dtype)
         new = (new.mT if self.flip else new).to(torch.promote_types(new.dtype, torch.float32))
         new = new if self.keep is None else new.to(self.keep)
+        self.sum = new if self.sum is None else self.sum.add_(new)
+
+
+class Inputs(Watch):
+    """Sums the squares of a module's inputs, feature by feature (n,), over the forward passes that are trained on."""
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, y: Any) -> None:
+        if "forward" not in vars(module):
+            self.hook.remove()
+        elif isinstance(y, Tensor) and y.requires_grad:
+            self.square((args[0] if args else next(iter(kwargs.values()))).detach())
+
+    def square(self, x: Tensor) -> None:
+        if self.kind == "embedding":
+            new = torch.bincount(x.flatten(), minlength=self.shape[0] if self.flip else self.shape[1]).float()
+        else:
+            new = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32)).square().sum(0)
         self.sum = new if self.sum is None else self.sum.add_(new)
 
 

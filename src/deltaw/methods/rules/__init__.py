@@ -67,6 +67,10 @@ class View(Protocol):
         """The gradient of W' (m, n) over everything since the last step; `Rule.watches` must have asked for it."""
         ...
 
+    def inputs(self) -> Tensor:
+        """(n,): the sum of the squares of every input feature since the last step; `Rule.watches` must have said "inputs"."""
+        ...
+
     def draw(self, word: str) -> Start:
         """What an initialiser gets, with random numbers of their own for this site and step."""
         ...
@@ -117,8 +121,8 @@ class Rule:
         """What to remember at a site, before the first step."""
         return {}
 
-    def watches(self, view: View) -> bool:
-        """Will the next step ask for `view.gradient()`? Costs one m x n buffer while it does."""
+    def watches(self, view: View) -> bool | str:
+        """Will the next step ask for `view.gradient()` (True; costs one m x n buffer while it does) or for `view.inputs()` ("inputs")?"""
         return False
 
     def before(self, view: View) -> None: ...

@@ -14,9 +14,9 @@ from . import Rule, rule
 
 @rule(paper="arXiv:2412.01004")
 class CoDyRA(Rule):
-    """After step t > dense T: g <- sign(g) max(|g| - k, 0), k one of `rungs` values from 0 to kappa, each for an equal part of what is left.
+    """After step t > dense T: c <- sign(c) max(|c| - k, 0), k one of `rungs` values from 0 to kappa, each for an equal part of what is left.
 
-    Source: Lu et al. and its code, whose in-place form zeroes all |g| < 2 k; this is the proximal step. T = 0: the run's length.
+    Source: Lu et al. and its code, whose in-place form zeroes all |c| < 2 k; this is the proximal step. T = 0: the run's length.
     """
 
     kappa: float = 0.005

@@ -45,7 +45,7 @@ class IncreLoRA(Rule):
             scores.smooth(v.s["I"], v.s["U"], x.to(v.s["I"]), self.beta, self.beta)
 
     def after_all(self, views: list[Any]) -> None:
-        t, q, all_ = views[0].step - 1, views[0].p.g_r.numel(), self.target_r * len(views)
+        t, q, all_ = views[0].step - 1, views[0].p.c_r.numel(), self.target_r * len(views)
         left = all_ - sum(slots.count(v) for v in views)
         if views[0].s["open"] and t > self.warmup and t % self.every == 0 and left >= q:
             chosen = allocators.best({v.name: float(v.s["I"] * v.s["U"]) for v in views}, min(self.h, left // q))
@@ -56,4 +56,4 @@ class IncreLoRA(Rule):
         if left < q and views[0].s["open"]:
             for v in views:
                 v.s["open"].fill_(False)
-                v.set("g_r", torch.zeros_like(v.p.g_r))
+                v.set("c_r", torch.zeros_like(v.p.c_r))

@@ -24,11 +24,13 @@ class PRILoRA(Rule):
     group: Literal["row", "all"] = "row"
 
     def start(self, view: Any) -> dict[str, Tensor]:
-        return {"x": torch.zeros_like(view.p.q.detach())}
+        return {"x": torch.zeros_like(view.p.A.detach()[0])}
+
+    def watches(self, view: Any) -> str:
+        return "inputs"
 
     def after(self, view: Any) -> None:
-        view.s["x"].lerp_(view.p.q.clamp(min=0).sqrt(), 1 - self.beta)
-        view.set("q", torch.zeros_like(view.p.q))
+        view.s["x"].lerp_(view.inputs().sqrt().to(view.s["x"]), 1 - self.beta)
         if view.step % self.every == 0:
             A = view.p.A.detach()
             score = A.abs() * view.s["x"]

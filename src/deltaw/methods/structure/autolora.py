@@ -11,16 +11,16 @@ from ..factors import positive
 
 @method(paper="arXiv:2403.09113", claims=("better than a uniform rank of the same sum",))
 class AutoLoRA(Method):
-    """y = W x + b + s B diag(softmax(g)) A x, s = alpha / r. B (m, r), A (r, n), g (r,) trained; g is the paper's alpha.
+    """y = W x + b + s B diag(softmax(c)) A x, s = alpha / r. B (m, r), A (r, n), c (r,) trained; c is the paper's alpha.
 
-    Start: A ~ U(±1/sqrt n), B = 0, g = 1: the base's first output, and shares of 1 / r. deltaw.search_ranks(..., "autolora") trains B and A
-    on one part of the data and g on the other, and gives the ranks for a plain LoRA; trained like any method, g learns with the rest.
+    Start: A ~ U(±1/sqrt n), B = 0, c = 1: the base's first output, and shares of 1 / r. deltaw.search_ranks(..., "autolora") trains B and A
+    on one part of the data and c on the other, and gives the ranks for a plain LoRA; trained like any method, c learns with the rest.
     Count: r (m + n + 1). Exact LoRA rank: r. Source: Zhang et al. 2024 and its code. Trap: the softmax makes s r times smaller than the
     final LoRA's. Not the AutoLoRA that retrieves adapters.
 
     >>> from deltaw.methods import AutoLoRA
     >>> {k: p.shape for k, p in AutoLoRA(r=4).params(10, 8).items()}
-    {'B': (10, 4), 'A': (4, 8), 'g': (4,)}
+    {'B': (10, 4), 'A': (4, 8), 'c': (4,)}
     """
 
     r: int = 8
@@ -34,7 +34,7 @@ class AutoLoRA(Method):
 
     def params(self, m: int, n: int) -> Declared:
         positive(r=self.r)
-        return {"B": Param((m, self.r)), "A": Param((self.r, n), kaiming), "g": Param((self.r,), ones)}
+        return {"B": Param((m, self.r)), "A": Param((self.r, n), kaiming), "c": Param((self.r,), ones)}
 
     def weight(self, W: Op, p: Tensors) -> Op:
-        return W + self.scale * chain(p.B, softmax(p.g, 0), p.A)
+        return W + self.scale * chain(p.B, softmax(p.c, 0), p.A)

@@ -16,16 +16,16 @@ def he(start: Start, shape: tuple[int, ...]) -> Any:
 
 @method(paper="arXiv:2405.17357", claims=("as good as LoRA and AdaLoRA at the same storage",))
 class DoRADynamic(Method):
-    """y = W x + b0 + s B diag(g) A x, s = alpha / r; g is the paper's c. B (m, r), g (r,), A (r, n) trained.
+    """y = W x + b0 + s B diag(c) A x, s = alpha / r. B (m, r), c (r,), A (r, n) trained.
 
-    Start: A, B ~ U(±sqrt(6 / fan-in)), g = 0: the base's first output. The rule dora_dynamic gates terms off, from r = ceil(1.5
+    Start: A, B ~ U(±sqrt(6 / fan-in)), c = 0: the base's first output. The rule dora_dynamic gates terms off, from r = ceil(1.5
     target_r) to target_r a site on average; it has to know the run's length: adapted.optimizer(lr, steps=N). Count: r (m + n + 1) in training,
     target_r of them in the end. Exact LoRA rank: r. Source: Zhang et al. 2024 and its code.
     Trap: a step may revive a gate between two prunings; s stays that of the first r.
 
     >>> from deltaw.methods import DoRADynamic
     >>> {k: p.shape for k, p in DoRADynamic(r=6, target_r=4).params(10, 8).items()}
-    {'B': (10, 6), 'g': (6,), 'A': (6, 8)}
+    {'B': (10, 6), 'c': (6,), 'A': (6, 8)}
     """
 
     r: int = 12
@@ -44,10 +44,10 @@ class DoRADynamic(Method):
         return self.alpha / self.r
 
     def params(self, m: int, n: int) -> Declared:
-        return bank(m, n, self.r, B=he, g=zeros, A=he)
+        return bank(m, n, self.r, B=he, c=zeros, A=he)
 
     def weight(self, W: Op, p: Tensors) -> Op:
-        return W + self.scale * chain(p.B, p.g, p.A)
+        return W + self.scale * chain(p.B, p.c, p.A)
 
     def rules(self) -> tuple[Any, ...]:
         return (RULES["dora_dynamic"](self.target_r, self.every, self.beta, self.eta, self.start_at, self.end_at),)

@@ -16,10 +16,10 @@ from ..factors import positive
     claims=("better than pruning at low budgets: no site's rank has a cap",),
 )
 class IncreLoRA(Method):
-    """y = W x + b0 + alpha / (R + 1e-5) (B diag(g) A + B_r diag(g_r) A_r) x. B (m, R), g (R,), A (R, n) trained, R = r at first; the
-    reserve B_r (m, q), A_r (q, n) is trained ahead of its use under frozen gates g_r = 1e-5, q = max(1, target_r // 2).
+    """y = W x + b0 + alpha / (R + 1e-5) (B diag(c) A + B_r diag(c_r) A_r) x. B (m, R), c (R,), A (R, n) trained, R = r at first; the
+    reserve B_r (m, q), A_r (q, n) is trained ahead of its use under frozen gates c_r = 1e-5, q = max(1, target_r // 2).
 
-    Start: A, B ~ N(0, 0.02²), g = 0: 1e-5 times a random update away from the base. The rule increlora (see there) lets the sites with
+    Start: A, B ~ N(0, 0.02²), c = 0: 1e-5 times a random update away from the base. The rule increlora (see there) lets the sites with
     the highest scores take their reserve over, up to target_r a site on average: adapted.optimizer(lr, steps=N). Count: (R + q) (m + n) + R.
     Exact LoRA rank: R + q until growth is over, then R. Source: Zhang et al. 2023 and its code.
     Trap: s falls as R grows; B is rescaled then, so that the output does not jump (the code lets it).
@@ -43,14 +43,14 @@ class IncreLoRA(Method):
         positive(target_r=self.target_r, h=self.h)
         q, start = max(1, self.target_r // 2), normal(0.02)
         return {
-            **bank(m, n, self.r, B=start, g=zeros, A=start),
-            "B_r": Param((m, q), start), "A_r": Param((q, n), start), "g_r": Param((q,), constant(1e-5), train=False, ruled=True),
+            **bank(m, n, self.r, B=start, c=zeros, A=start),
+            "B_r": Param((m, q), start), "A_r": Param((q, n), start), "c_r": Param((q,), constant(1e-5), train=False, ruled=True),
             "R": Param((), constant(float(self.r)), train=False, ruled=True),
         }  # fmt: skip
 
     def weight(self, W: Op, p: Tensors) -> Op:
         s = self.alpha / (p.R + 1e-5)
-        return W + chain(p.B, s * p.g, p.A) + chain(p.B_r, s * p.g_r, p.A_r)
+        return W + chain(p.B, s * p.c, p.A) + chain(p.B_r, s * p.c_r, p.A_r)
 
     def rules(self) -> tuple[Any, ...]:
         return (RULES["increlora"](self.target_r, self.h, self.every, self.warmup, self.orth_reg_weight),)

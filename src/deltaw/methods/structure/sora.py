@@ -11,16 +11,16 @@ from ..banks import SLOTS, bank
 
 @method(paper="arXiv:2311.11696", claims=("70 % of LoRA's parameters at an equal or better score",))
 class SoRA(Method):
-    """y = W x + b + s B diag(g) A x, s = alpha / r. B (m, r), g (r,), A (r, n) trained.
+    """y = W x + b + s B diag(c) A x, s = alpha / r. B (m, r), c (r,), A (r, n) trained.
 
-    Start: A ~ U(±1/sqrt n), B = 0, g ~ N(0, 1): the base's first output. The rule sora thresholds g after every step, by lambda2, and
-    adds lam times the mean |g| to the loss; gates that reach 0 may come back. Count: r (m + n + 1), of which nnz(g) / r is in use.
+    Start: A ~ U(±1/sqrt n), B = 0, c ~ N(0, 1): the base's first output. The rule sora thresholds c after every step, by lambda2, and
+    adds lam times the mean |c| to the loss; gates that reach 0 may come back. Count: r (m + n + 1), of which nnz(c) / r is in use.
     Exact LoRA rank: r. Source: Ding et al. 2023 and its code (lam 10, lambda2 3e-4). Trap: the threshold is not multiplied by the rate (as in
-    the main code), so how sparse it gets depends on the number of steps; plan no weight decay for g.
+    the main code), so how sparse it gets depends on the number of steps; plan no weight decay for c.
 
     >>> from deltaw.methods import SoRA
     >>> {k: p.shape for k, p in SoRA(r=4).params(10, 8).items()}
-    {'B': (10, 4), 'g': (4,), 'A': (4, 8)}
+    {'B': (10, 4), 'c': (4,), 'A': (4, 8)}
     """
 
     r: int = 8
@@ -36,10 +36,10 @@ class SoRA(Method):
         return self.alpha / self.r
 
     def params(self, m: int, n: int) -> Declared:
-        return bank(m, n, self.r, g=normal(1.0))
+        return bank(m, n, self.r, c=normal(1.0))
 
     def weight(self, W: Op, p: Tensors) -> Op:
-        return W + self.scale * chain(p.B, p.g, p.A)
+        return W + self.scale * chain(p.B, p.c, p.A)
 
     def rules(self) -> tuple[Any, ...]:
         return (RULES["sora"](self.lam, self.lambda2, self.ladder),)

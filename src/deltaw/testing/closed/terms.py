@@ -32,7 +32,7 @@ class Term:
 class Terms:
     """Two layers with a bank each: the library's run, and the same by hand beside it. names: of the columns, gates, rows."""
 
-    def __init__(self, plan: Any, total: int, scale: float, names: tuple[str, str | None, str] = ("B", "g", "A")):
+    def __init__(self, plan: Any, total: int, scale: float, names: tuple[str, str | None, str] = ("B", "c", "A")):
         self.model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
         with torch.no_grad():
             for name, p in self.model.named_parameters():

@@ -14,6 +14,6 @@ METHOD = CoDyRA(r=3)
 
 def closed(method: Any, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Tensor) -> Tensor:
     y = F.linear(x, W, b)
-    for k in range(len(p["g"])):
-        y = y + 1.0 * p["g"][k] * (x @ p["A"][k])[..., None] * p["B"][:, k]
+    for k in range(len(p["c"])):
+        y = y + 1.0 * p["c"][k] * (x @ p["A"][k])[..., None] * p["B"][:, k]
     return y

@@ -14,7 +14,7 @@ METHOD = IncreLoRA(r=2, target_r=4)
 
 def closed(method: Any, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Tensor) -> Tensor:
     y = F.linear(x, W, b)
-    for g, B, A in ((p["g"], p["B"], p["A"]), (p["g_r"], p["B_r"], p["A_r"])):
-        for k in range(len(g)):
-            y = y + method.alpha / (p["R"] + 1e-5) * g[k] * (x @ A[k])[..., None] * B[:, k]
+    for c, B, A in ((p["c"], p["B"], p["A"]), (p["c_r"], p["B_r"], p["A_r"])):
+        for k in range(len(c)):
+            y = y + method.alpha / (p["R"] + 1e-5) * c[k] * (x @ A[k])[..., None] * B[:, k]
     return y

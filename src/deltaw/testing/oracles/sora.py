@@ -14,6 +14,6 @@ METHOD = SoRA(r=3, alpha=6.0)
 
 def closed(method: Any, W: Tensor, b: Tensor | None, p: dict[str, Tensor], x: Tensor) -> Tensor:
     y = F.linear(x, W, b)
-    for k in range(len(p["g"])):
-        y = y + method.alpha / method.r * p["g"][k] * (x @ p["A"][k])[..., None] * p["B"][:, k]
+    for k in range(len(p["c"])):
+        y = y + method.alpha / method.r * p["c"][k] * (x @ p["A"][k])[..., None] * p["B"][:, k]
     return y

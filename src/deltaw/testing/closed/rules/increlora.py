@@ -18,7 +18,7 @@ class Growing(Terms):
 
     def __init__(self) -> None:
         super().__init__(IncreLoRA(1, ALPHA, TARGET, H, EVERY, WARM, WEIGHT), STEPS, ALPHA / (1 + 1e-5))
-        self.reserve = {k: self.fresh(k, names=("B_r", "g_r", "A_r")) for k in SIZES}
+        self.reserve = {k: self.fresh(k, names=("B_r", "c_r", "A_r")) for k in SIZES}
         self.R = dict.fromkeys(SIZES, 1)
 
     def change(self, site: str) -> torch.Tensor:
@@ -64,7 +64,7 @@ def check() -> str:
                 run.scale[k] = ALPHA / (run.R[k] + EPS)
                 run.reserve[k] = []
                 close(f"step {t}: a jump at {k}", run.change(k), old, 1e-9)
-                run.reserve[k] = run.fresh(k, names=("B_r", "g_r", "A_r"))
+                run.reserve[k] = run.fresh(k, names=("B_r", "c_r", "A_r"))
             left -= Q * len(best)
         if left < Q:
             open_ = False
