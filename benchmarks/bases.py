@@ -1,15 +1,16 @@
 """Bases that are smaller: quantised ones under LoRA, LoftQ, LQ-LoRA and QWHA, and compressed ones, on SmolLM2.
 
     python benchmarks/bases.py encode --data FILE.pt                 # words and text as tokens, for a machine without reasoning-gym
-    python benchmarks/bases.py run [--parts quantised,memory,compressed,loram] [--device cuda] [--jobs 6] [--data FILE] [--quick] [--out DIR]
+    python benchmarks/bases.py run [--parts start,quantised,memory,compressed,loram] [--device cuda] [--jobs 6] [--data FILE] [--size cpu] [--quick] [--out DIR]
+    (parts that the day's record has already are not run again)
     python benchmarks/bases.py report                                # docs/bases.md, from the newest record
 
-quantised: the base at 4 and 3 bits; how far weights and outputs are off before training (relative error of all weights; KL of the next token
+start: what "quantised" finds out before it trains. quantised: the base at 4 and 3 bits; how far weights and outputs are off before training (relative error of all weights; KL of the next token
 on text, against the unquantised model), then the words task (see ranks.py) with equally many trained numbers, rates tuned over
 the same ladder, three seeds. The unquantised base in bfloat16 is the reference. memory: bytes of the base's weights, and of a training step.
 compressed: perplexity of text that calibrated nothing, after removing 20 % and 50 % of every layer's numbers; LoRAPrune after training on the
 calibration text. loram: LoRA trained on a pruned model and recovered on the large one, against LoRA on the large one, and what each held.
-Text: the Python language reference, as CPython ships it (pydoc_data.topics).
+Text: the Python language reference, as CPython ships it (pydoc_data.topics). --size cpu (see ranks.py): less of everything, one seed in "compressed".
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw import prune
+from deltaw.bench.count import saved_bytes
 from deltaw.bench.interval import interval
 from deltaw.bench.record import put
 from deltaw.codecs import NF, Dynamic
@@ -70,10 +72,10 @@ def text(tokenizer: Any, windows: int = 160) -> dict[str, Tensor]:
     return {"train": rows[~held], "held": rows[held]}
 
 
-def encode(file: Path) -> None:
+def encode(file: Path, size: Any) -> None:
     from deltaw.train import load_base
 
-    torch.save({"words": words.questions(words.SIZE), "text": text(load_base(words.MODEL, "bfloat16")[1])}, file)
+    torch.save({"words": words.questions(size), "text": text(load_base(words.MODEL, "bfloat16")[1])}, file)
 
 
 @torch.no_grad()
@@ -138,7 +140,12 @@ def prepared(net: Any, way: str, bits: int, data: Any, device: str, quick: bool)
     return small, plan, stats
 
 
-def quantised(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str, quick: bool) -> dict[str, Any]:
+def start(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str, quick: bool) -> dict[str, Any]:
+    """What is off before training."""
+    return quantised(net, job, data, size, device, quick, train=False)
+
+
+def quantised(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str, quick: bool, train: bool = True) -> dict[str, Any]:
     """All runs of one way at one number of bits: what is off before training, then the ladder, then the seeds."""
     way, bits = job
     small, plan, stats = prepared(net, way, bits, data, device, quick)
@@ -155,6 +162,8 @@ def quantised(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str,
     out: dict[str, Any] = {"weight_error": (off / whole) ** 0.5, "kl": divergence(small, want, held, device), "perplexity": perplexity(small, held, device),
                            "trained": sum(t.numel() for t in adapted.trainable().values()), "base_bytes": base_bytes(small), "tuning": [], "runs": []}  # fmt: skip
     adapted.detach()
+    if not train:
+        return out
 
     def run(rate: float, seed: int) -> dict[str, Any]:
         again = deltaw.attach(small, deltaw.Plan.from_dict({**plan.to_dict(), "seed": seed}), stats=stats)
@@ -190,18 +199,23 @@ def base_bytes(net: Any) -> int:
 
 
 def memory(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str, quick: bool) -> dict[str, Any]:
-    """Bytes of a base's weights, and of one training step over them (GPU), at 4 bits and in bfloat16."""
+    """Bytes of a base's weights, of what a forward keeps for its backward, and of one training step (GPU): in bfloat16, at 4 bits, pruned."""
     (way,) = job
     out: dict[str, Any] = {}
-    small = copy.deepcopy(net)
-    if way != "bf16":
+    small = copy.deepcopy(net).bfloat16()
+    if way == "nf4":
         deltaw.quantise(small, CODECS[4], exclude=["lm_head"])
+    elif way != "bf16":  # a share, as in "loram"
+        ends = (0, 0) if quick else (4, 2)
+        small = prune.prune_structured(small, prune.by_norm(small, float(way), *ends)).model
     out["base_bytes"] = base_bytes(small)
     out["layer_bytes"] = sum(t.numel() * t.element_size() for n, m in small.named_modules() if isinstance(m, (nn.Linear, QuantLinear)) and "lm_head" not in n
                              for t in [*m.parameters(recurse=False), *(m.parts().values() if hasattr(m, "parts") else [])])  # fmt: skip
     adapted = deltaw.attach(small, deltaw.Plan.from_dict({"method": {"key": "lora", "r": 2 if quick else R}, "exclude": ["lm_head"]}))
     batch = words.batches(data["words"]["train"][0], size.batch, device)[0]
     optimizer = adapted.optimizer(1e-4, steps=2)
+    out["saved_bytes"] = saved_bytes(small, lambda: words.loss_of(small.train(), batch))
+    out["trained_bytes"] = sum(4 * 4 * t.numel() for t in adapted.trainable().values())  # values, gradients, two moments
     out |= step_memory(small, optimizer, lambda: words.loss_of(small, batch), device)
     return out
 
@@ -224,10 +238,11 @@ def step_memory(net: Any, optimizer: Any, loss: Any, device: str) -> dict[str, A
 
 
 def train_text(net: Any, optimizer: Any, params: list[Tensor], rows: Tensor, steps: int, rate: float, seed: int, device: str) -> None:
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).repeat(1 + steps * 4 // len(rows))
+    each = 1 if steps < 100 else 4  # windows a step
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).repeat(1 + steps * each // len(rows))
     net.train()
     for k in range(steps):
-        batch = rows[order[4 * k : 4 * k + 4]].to(device)
+        batch = rows[order[each * k : each * k + each]].to(device)
         for group in optimizer.param_groups:
             group["lr"] = rate * words.rate_at(k, steps)
         optimizer.zero_grad(set_to_none=True)
@@ -238,8 +253,8 @@ def train_text(net: Any, optimizer: Any, params: list[Tensor], rows: Tensor, ste
 
 def compressed(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str, quick: bool) -> dict[str, Any]:
     method, ratio, seed = job
-    small, held = copy.deepcopy(net), data["text"]["held"][: 2 if quick else 40]
-    train, steps = data["text"]["train"], 4 if quick else 100
+    small, held = copy.deepcopy(net), data["text"]["held"][: 2 if quick else 12 if size.plain else 40]
+    train, steps = data["text"]["train"], 4 if quick else 32 if size.plain else 100
     if method == "none":
         return {"perplexity": perplexity(small, held, device), "parameters": sum(p.numel() for p in small.parameters())}
     small.float()
@@ -253,7 +268,7 @@ def compressed(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str
         done = prune.finished(adapted).model
         return {"perplexity": perplexity(done, held, device), "parameters": sum(p.numel() for p in done.parameters()), "events": adapted.events[-1:]}
     name, _, more = method.partition("+")
-    batches = [{"input_ids": r[None].to(device)} for r in train[: 4 if quick else 96]]
+    batches = [{"input_ids": r[None].to(device)} for r in train[: 4 if quick else 16 if size.plain else 96]]
     found = deltaw.compress(small, name, ratio, batches, exclude=["lm_head"], sequential="sequential" in more)
     out = {"perplexity": perplexity(small, held, device), "parameters": found.after}
     if "lora" in more:
@@ -287,15 +302,19 @@ def loram(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str, qui
 
 # ---- many jobs
 
-PARTS = {"quantised": quantised, "memory": memory, "compressed": compressed, "loram": loram}
+PARTS = {"start": start, "quantised": quantised, "memory": memory, "compressed": compressed, "loram": loram}
 
 
 def jobs_of(part: str, size: Any, quick: bool) -> list[tuple[Any, ...]]:
+    if part == "start":
+        return [(way, bits) for bits in (4, 3) for way in WAYS]
     if part == "quantised":
         return [("bf16", 16), *((way, bits) for bits in (4, 3) for way in WAYS)]
     if part == "memory":
-        return [("bf16",), ("nf4",)]
+        return [("bf16",), ("nf4",), ("0.35",), ("0.65",)]
     if part == "compressed":
+        if size.plain:
+            return [("none", 0.0, 0), *((m, ratio, 0) for m in ("svd_llm", "loraprune", "svd", "asvd", "svd_llm+lora") for ratio in (0.2, 0.5)), ("lora", 0.0, 0)]
         one = [(m, ratio, 0) for ratio in (0.2, 0.5) for m in ("svd", "asvd", "svd_llm", "svd_llm+sequential", "afm_ctr")]
         many = [(m, ratio, seed) for ratio in (0.2, 0.5) for m in ("loraprune", "svd_llm+lora") for seed in size.seeds]
         return [("none", 0.0, 0), *(("lora", 0.0, s) for s in size.seeds), *one, *many]
@@ -305,7 +324,7 @@ def jobs_of(part: str, size: Any, quick: bool) -> list[tuple[Any, ...]]:
 
 def worker(device: str, quick: bool, data: Any, size: Any, todo: Any, done: Any) -> None:
     torch.set_num_threads(1)
-    net = words.base(device, quick)
+    net = words.base(device, quick, "float32" if size.plain else "bfloat16")
     while (job := todo.get()) is not None:
         part, key = job
         for x in list(deltaw.adapters(net)):
@@ -316,8 +335,7 @@ def worker(device: str, quick: bool, data: Any, size: Any, todo: Any, done: Any)
             done.put((part, key, {"error": traceback.format_exc()}))
 
 
-def measure(parts: list[str], device: str, jobs: int, data: Any, quick: bool, out: Path) -> Path:
-    size = words.QUICK if quick else words.SIZE
+def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quick: bool, out: Path) -> Path:
     record: dict[str, Any] = {
         "what": "bases", "date": datetime.date.today().isoformat(), "quick": quick, "model": "tiny" if quick else words.MODEL, "size": asdict(size), "r": R,
         "rates": list(RATES), "machine": machine(), "versions": versions(), "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
@@ -325,6 +343,12 @@ def measure(parts: list[str], device: str, jobs: int, data: Any, quick: bool, ou
     }  # fmt: skip
     path = out / f"bases-{'tiny' if quick else 'smollm2'}-{record['date']}.json"
     out.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        old = json.loads(path.read_text())
+        if any(old[k] != json.loads(json.dumps(record[k])) for k in ("size", "device", "model")):
+            sys.exit(f"{path} was made with another size, device or model: move it away, or use --out")
+        record["found"] = old["found"] | {p: [] for p in parts if p not in old["found"]}
+        parts = [p for p in parts if p not in old["found"]]
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
     left = 0
@@ -374,6 +398,13 @@ def report(out: Path) -> None:
     size, found = r["size"], r["found"]
     lines += [f"SmolLM2-135M on a {r['device']}, {r['jobs']} jobs beside each other, torch {r['versions']['torch']}, {r['date']}. Seeds {size['seeds']}; intervals are 95 % "
               "t-intervals over them.", ""]  # fmt: skip
+    if rows := [f for f in found.get("start", []) if "error" not in f]:
+        lines += ["## Quantised bases before training", "",
+                  f"NF4 and NF3 in blocks of 64 with double quantisation (LQ-LoRA: settings by an integer programme at the same number of bits), r = {r['r']} on all linear layers.", "",
+                  "| start | bits | error of all weights | KL of the next token | perplexity of text | trained |", "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+        lines += [f"| {f['job'][0]} | {f['job'][1]} | {f['weight_error']:.4f} | {f['kl']:.4f} | {f['perplexity']:.2f} | {f['trained']:,} |"
+                  for f in sorted(rows, key=lambda f: (-f["job"][1], f["kl"]))]  # fmt: skip
+        lines.append("")
     if rows := [f for f in found.get("quantised", []) if "error" not in f]:
         lines += [
             "## Quantised bases", "",
@@ -387,15 +418,19 @@ def report(out: Path) -> None:
             lines.append(f"| {f['job'][0]} | {f['job'][1]} | {f['weight_error']:.4f} | {f['kl']:.4f} | {f['perplexity']:.2f} | {f['trained']:,} | {f['rate']:g} | {mean(losses)} | {100 * right:.1f} % |")
         lines.append("")
     if rows := {f["job"][0]: f for f in found.get("memory", []) if "error" not in f}:
-        lines += ["## Memory of training", "", "| base | bytes of its linear layers | of the whole base | a training step's peak |", "|---|---:|---:|---:|"]
-        lines += [f"| {k} | {f['layer_bytes']:,} | {f['base_bytes']:,} | {f.get('step_peak_bytes', 0):,} |" for k, f in rows.items()]
+        name = {"bf16": "bfloat16", "nf4": "NF4", "0.35": "LoRAM, 35 % of units removed", "0.65": "LoRAM, 65 % of units removed"}
+        lines += ["## Memory of training", "", f"LoRA of rank {r['r']} on all linear layers but the head; \"kept\" is what a forward of {size['batch']} rows of the words task keeps for its "
+                  "backward, \"trained\" the adapter with gradients and two moments. LoRAM removes heads and neurons of layers 4 to 27.", "",
+                  "| base | bytes of its linear layers | of the whole base | kept | trained | a step's peak (GPU) |", "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+        lines += [f"| {name[k]} | {f['layer_bytes']:,} | {f['base_bytes']:,} | {f['saved_bytes']:,} | {f['trained_bytes']:,} | {f['step_peak_bytes'] if 'step_peak_bytes' in f else 'not measured'} |"
+                  for k, f in rows.items()]  # fmt: skip
         if {"bf16", "nf4"} <= rows.keys():
             lines += ["", f"The quantised layers take {rows['nf4']['layer_bytes'] / rows['bf16']['layer_bytes']:.3f} of bfloat16's, the whole base (its embeddings are not "
                       f"quantised) {rows['nf4']['base_bytes'] / rows['bf16']['base_bytes']:.3f}."]  # fmt: skip
         lines.append("")
     if rows := [f for f in found.get("compressed", []) if "error" not in f]:
         lines += ["## Compressed bases", "", "Perplexity of text that calibrated and trained nothing; float32; the share removed is of every linear layer but the head. `lora` and "
-                  "`loraprune` and what has `+lora` were trained on the calibration text for 100 steps of 4 windows.", "",
+                  f"`loraprune` and what has `+lora` were trained on the calibration text for {'32 steps of 1 window' if size.get('plain') else '100 steps of 4 windows'}.", "",
                   "| method | removed | parameters | perplexity |", "|---|---:|---:|---:|"]  # fmt: skip
         keys = sorted({(f["job"][0], f["job"][1]) for f in rows}, key=lambda k: (k[1], k[0]))
         for m, ratio in keys:
@@ -422,15 +457,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--size", choices=words.SIZES, default="gpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.what == "report":
         return report(args.out)
+    size = words.QUICK if args.quick else words.SIZES[args.size]
     if args.what == "encode":
-        return encode(args.data)
+        return encode(args.data, size)
     if args.data is None:
         sys.exit("bases.py run wants --data FILE, made by bases.py encode --data FILE")
-    print(measure(args.parts.split(","), args.device, args.jobs, torch.load(args.data, weights_only=True), args.quick, args.out))
+    print(measure(args.parts.split(","), args.device, args.jobs, torch.load(args.data, weights_only=True), size, args.quick, args.out))
     return None
 
 

@@ -1,7 +1,8 @@
 """Who gets which rank: allocators against uniform LoRA at one budget, and LoRA-Squeeze, on SmolLM2.
 
     python benchmarks/ranks.py encode --data DIR/words.pt            # the task as tokens, for a machine without reasoning-gym
-    python benchmarks/ranks.py run [--contenders lora,adalora,...] [--device cuda] [--jobs 6] [--data FILE] [--quick] [--out DIR]
+    python benchmarks/ranks.py run [--contenders lora,adalora,...] [--device cuda] [--jobs 6] [--data FILE] [--size cpu] [--quick] [--out DIR]
+    (what the day's record has already is not run again: an interrupted run goes on)
     python benchmarks/ranks.py report                                # docs/ranks.md and its pictures, from the newest record
 
 The task is the demo's (reverse a list of words) on a bfloat16 base; the adapters are on q, v, up and down projections. Every allocator may
@@ -10,6 +11,8 @@ same ladder of learning rates; the one with the lowest validation loss with seed
 more rung is tried there. At this rate it is trained with other seeds (a seed is the adapter's start and the order of the
 questions, the same for all), and the loss on the test questions, which chose nothing, is compared seed by seed with uniform
 LoRA's. Right: every token of the answer is the model's first choice, given the ones before.
+
+--size cpu: fewer steps on the same lists without the chat template around them ("a, b, c ->"), in float32: for a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -59,9 +62,12 @@ class Size:
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     calibration: int  # batches that a probe sees
+    plain: bool = False  # "a, b, c ->" instead of the demo's question in the chat template
 
 
 SIZE = Size(90, 8, 96, 256, (1e-3, 3.16e-3, 1e-2), (1, 2, 3), 8)
+CPU = Size(32, 8, 48, 128, (1e-3, 3.16e-3, 1e-2), (1, 2, 3), 4, True)
+SIZES = {"gpu": SIZE, "cpu": CPU}
 QUICK = Size(6, 2, 4, 4, (1e-3,), (1, 2), 2)
 
 
@@ -115,7 +121,9 @@ def questions(size: Size) -> dict[str, Any]:
     tokenizer = load_base(MODEL, "bfloat16")[1]
 
     def items(rows: list[dict[str, str]]) -> list[tuple[list[int], list[int]]]:
-        found, _ = examples(rows, "auto", chat=True, system=task.SYSTEM, where="words")
+        if size.plain:
+            rows = [{"prompt": r["prompt"].rpartition("words: ")[2] + " ->", "completion": f" {r['completion']}"} for r in rows]
+        found, _ = examples(rows, "auto", chat=not size.plain, system=None if size.plain else task.SYSTEM, where="words")
         return [(i["input_ids"], i["labels"]) for i in encode(found, tokenizer, 128).items]
 
     held = task.questions(size.validation + size.test, 1000)
@@ -242,7 +250,7 @@ def squeezed(adapted: Any, rank: int, rate: float, size: Size) -> tuple[Any, Any
 
 def worker(device: str, quick: bool, data: dict[str, Any], size: Size, jobs: Any, results: Any) -> None:
     torch.set_num_threads(1)
-    net = base(device, quick)
+    net = base(device, quick, "float32" if size.plain else "bfloat16")
     while (job := jobs.get()) is not None:
         name, what, rate, seed = job
         try:
@@ -251,7 +259,7 @@ def worker(device: str, quick: bool, data: dict[str, Any], size: Size, jobs: Any
             results.put((name, {"rate": rate, "seed": seed, "error": traceback.format_exc()}))
 
 
-def base(device: str, quick: bool) -> Any:
+def base(device: str, quick: bool, dtype: str = "bfloat16") -> Any:
     if quick:
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -266,7 +274,7 @@ def base(device: str, quick: bool) -> Any:
         return LlamaForCausalLM(LlamaConfig(vocab_size=49152, **sizes)).to(device)
     from deltaw.train import load_base
 
-    return load_base(MODEL, "bfloat16", "sdpa")[0].to(device)
+    return load_base(MODEL, dtype, "sdpa")[0].to(device)
 
 
 def value(run: dict[str, Any]) -> float:
@@ -274,8 +282,7 @@ def value(run: dict[str, Any]) -> float:
     return float(found) if found is not None and math.isfinite(found) else math.inf
 
 
-def measure(names: list[str], device: str, jobs: int, data: dict[str, Any], quick: bool, out: Path) -> Path:
-    size = QUICK if quick else SIZE
+def measure(names: list[str], device: str, jobs: int, data: dict[str, Any], size: Size, quick: bool, out: Path) -> Path:
     known = contenders(size.steps)
     record: dict[str, Any] = {
         "what": "ranks", "date": datetime.date.today().isoformat(), "quick": quick, "model": "tiny" if quick else MODEL, "size": asdict(size),
@@ -284,6 +291,13 @@ def measure(names: list[str], device: str, jobs: int, data: dict[str, Any], quic
     }  # fmt: skip
     path = out / f"ranks-{'tiny' if quick else 'smollm2'}-{record['date']}.json"
     out.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        old = json.loads(path.read_text())
+        if any(old[k] != json.loads(json.dumps(record[k])) for k in ("size", "device", "model")):
+            sys.exit(f"{path} was made with another size, device or model: move it away, or use --out")
+        finished = {n: e for n, e in old["contenders"].items() if len(tests(e)) == len(size.seeds)}
+        record["contenders"] = finished | {n: record["contenders"][n] for n in names if n not in finished}
+        names = [n for n in names if n not in finished]
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
     for name in names:
@@ -348,6 +362,7 @@ def main() -> None:
     for p in (run, encode):
         p.add_argument("--data", type=Path, default=None)
         p.add_argument("--quick", action="store_true")
+        p.add_argument("--size", choices=SIZES, default="gpu")
     run.add_argument("--contenders", default="")
     run.add_argument("--device", default="cpu")
     run.add_argument("--jobs", type=int, default=1)
@@ -355,7 +370,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "report":
         return report(args.out)
-    size = QUICK if args.quick else SIZE
+    size = QUICK if args.quick else SIZES[args.size]
     if args.what == "encode":
         torch.save(questions(size), args.data)
         return None
@@ -364,7 +379,7 @@ def main() -> None:
     names = args.contenders.split(",") if args.contenders else list(known)
     if unknown := [n for n in names if n not in known]:
         sys.exit(f"no contender '{unknown[0]}' (known: {', '.join(known)})")
-    print(measure(names, args.device, args.jobs, data, args.quick, args.out))
+    print(measure(names, args.device, args.jobs, data, size, args.quick, args.out))
 
 
 # ---- the page
@@ -465,7 +480,7 @@ def table(record: dict[str, Any], group: str, against: str) -> list[str]:
         sites = max(1, len(runs[0]["ranks"]))
         rank = statistics.fmean(sum(r["ranks"].values()) / record_sites(record, sites) for r in runs)
         held = max(max(r["held"]) for r in runs) / record_sites(record, sites)
-        end = " (end of the ladder)" if e["at_the_end"] else ""
+        end = " (end of the ladder)" if e.get("at_the_end") else ""
         right = statistics.fmean(r["test"]["accuracy"] for r in runs)
         cell = "" if name == against else f"{d:+.4f} ± {dh:.4f}"
         rows.append(
@@ -488,8 +503,9 @@ def report(out: Path) -> None:
     else:
         record = json.loads(found[-1].read_text())
         size = record["size"]
+        task = 'lists as "a, b, c ->", float32' if size.get("plain") else "questions, bfloat16"
         lines += [
-            f"SmolLM2-135M, reversing lists of words: {size['steps']} steps of {size['batch']} questions, bfloat16 base, adapters on q, v, up and down. Ladder of "
+            f"SmolLM2-135M, reversing lists of words: {size['steps']} steps of {size['batch']} {task} base, adapters on q, v, up and down. Ladder of "
             f"rates {', '.join(f'{r:g}' for r in size['rates'])} (one rung more where the best is an end), chosen by the validation loss with seed 0; seeds "
             f"{', '.join(map(str, size['seeds']))}, scored on {size['test']} questions that chose nothing. {record['device']}, {record['jobs']} runs beside each other, "
             f"torch {record['versions']['torch']}, {record['date']}.", "",

@@ -69,7 +69,7 @@ def test_files_named_in_decisions_exist():
             assert (ROOT / "src" / "deltaw" / inside).exists(), f"{path.name}: {name}"
 
 
-EXAMPLES = {"training": ("Adapted('default': LoRA", "my-adapter/adapter_config.json"), "movement": ("SubOptimizer", None)}
+EXAMPLES = {"training": ("Adapted('default': LoRA", "my-adapter/adapter_config.json"), "movement": ("SubOptimizer", None), "ranks": ("0.13 [4, 5", None)}
 
 
 @pytest.mark.parametrize("number, name", list(enumerate(EXAMPLES)), ids=list(EXAMPLES))

@@ -35,7 +35,7 @@ def search_ranks(
 ) -> Plan:
     """The plan with the ranks that a policy with a search structure of its own finds ("autolora", "diffora").
 
-    Every step: the outer variables g make an Adam step (betas 0.5, 0.999) on the validation loss through one unrolled step of the factors
+    Every step: the outer variables c make an Adam step (betas 0.5, 0.999) on the validation loss through one unrolled step of the factors
     (deltaw.bilevel.hypergradient), then the factors make one on the training loss. train, validation: batches as for deltaw.probe, gone
     through in turn. The search adapter is taken off again; ranks become overrides ({"r": k}, None for 0). The same seed gives the same ranks.
     """
