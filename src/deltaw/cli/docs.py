@@ -21,9 +21,8 @@ def run(
     ] = False,
 ) -> None:
     """Regenerate the README's two tables and the pages in docs/methods."""
-    stale = [
-        path for path, text in wanted(root).items() if text != (path.read_text("utf-8") if path.is_file() else None)
-    ]
+    texts = wanted(root)
+    stale = [p for p, text in texts.items() if text != (p.read_text("utf-8") if p.is_file() else None)]
     stale += (gone := leftover(root))
     for path in stale:
         say(f"{'out of date' if check else 'removed' if path in gone else 'written'}: {path}")
@@ -34,7 +33,7 @@ def run(
             path.unlink()
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(wanted(root)[path], "utf-8")
+        path.write_text(texts[path], "utf-8")
 
 
 def wanted(root: Path) -> dict[Path, str]:
