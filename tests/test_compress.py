@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -114,6 +115,42 @@ def test_saved_factors_come_back_and_another_model_is_refused(tmp_path):
     other.layers[0] = nn.Linear(24, 31)
     with pytest.raises(StateMismatch, match="layers.0"):
         deltaw.load_compressed(other, tmp_path / "c")
+
+
+def test_distilling_from_the_base_is_pelas_sum():
+    """Every term by hand, from outputs taken apart; the teacher gets no gradient, and training lowers it."""
+    from train_kit import tiny_model
+
+    model = tiny_model().double()
+    adapted = deltaw.attach(model, deltaw.Plan(deltaw.methods.PELA(c=2.0), targets=["up_proj", "down_proj"]))
+    batch = {"input_ids": torch.arange(12).view(2, 6), "labels": torch.arange(12).view(2, 6), "output_hidden_states": True}
+    with torch.no_grad():
+        with deltaw.disabled(model):
+            want = model(**batch)
+        got = model(**batch)
+    found, extra = deltaw.distil(adapted, batch, features=0.7, logits=0.3, weights=2.0, epsilon=0.01)
+    layers = model.model.layers
+    outs = {}
+    for name, on in (("student", True), ("teacher", False)):
+        hooks = [m.register_forward_hook(lambda m, a, o, n=name: outs.setdefault(n, []).append(o[0] if isinstance(o, tuple) else o)) for m in layers]
+        with torch.no_grad(), contextlib.nullcontext() if on else deltaw.disabled(model):
+            model(**batch)
+        for h in hooks:
+            h.remove()
+    total = 0.7 * sum(((a - b) ** 2).mean() for a, b in zip(outs["student"], outs["teacher"])) / len(layers)
+    total = total + 0.3 * ((got.logits - want.logits) ** 2).mean()
+    sizes = [(a.site.module.weight - deltaw.convert.site_layer(adapted, a).op.dense()).abs().max() for a in adapted.assignments]
+    total = total + 2.0 * sum((s - 0.01) ** 2 for s in sizes) / len(sizes)
+    assert float(extra.detach()) == pytest.approx(float(total.detach()), rel=1e-5) and torch.equal(found.logits, got.logits)
+    optimizer = adapted.optimizer(1e-3)
+    first = float(extra.detach())
+    for _ in range(5):
+        optimizer.zero_grad()
+        found, extra = deltaw.distil(adapted, batch)
+        extra.backward()
+        optimizer.step()
+    assert float(deltaw.distil(adapted, batch, features=0.7, logits=0.3, weights=2.0, epsilon=0.01)[1].detach()) < first
+    assert all(p.grad is None for n, p in model.named_parameters() if ".deltaw" not in n)
 
 
 def test_knapsack_and_cut_list_against_all_choices():

@@ -13,6 +13,7 @@ from .bank import Bank
 from .blend import blend
 from .compress import compress, load_compressed, save_compressed
 from .continual import next_task
+from .distil import distil
 from .files import load, read
 from .fuse import Fused
 from .methods.rates import Setting, suggest_lr
@@ -33,6 +34,6 @@ from . import testing  # isort: skip  (last: it is written against the names abo
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "Setting", "Stats", "activate", "adapters", "attach", "base_shapes", "blend", "compress",
-    "context_loss", "disabled", "errors", "fused", "interop", "keep_gguf", "load", "load_compressed", "methods", "mup", "next_task", "ops", "optimizer", "prefill", "preview", "probe",
+    "context_loss", "disabled", "distil", "errors", "fused", "interop", "keep_gguf", "load", "load_compressed", "methods", "mup", "next_task", "ops", "optimizer", "prefill", "preview", "probe",
     "prompts", "quantise", "read", "requantise", "route", "rows", "save_compressed", "search_ranks", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup", "watch_routing",
 ]  # fmt: skip

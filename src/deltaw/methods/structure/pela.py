@@ -21,7 +21,7 @@ class PELA(Method):
     the cost of a forward likewise. Not a change of low rank: W' is low-rank, W' - W is not.
     Source: Guo et al. 2024 and its code. This is the structure only: its intermediate pre-training (features and
     logits of the teacher, here the model with the adapter disabled, and a penalty on the largest entry of R L - W) is
-    a matter of the loss. Small outputs (< 10 in the code) and norms are left out by choosing targets.
+    deltaw.distil. Small outputs (< 10 in the code) and norms are left out by choosing targets.
     Trap: the base stays in memory (it is the teacher); what is saved of a layer is R and L.
 
     >>> from deltaw.methods import PELA
