@@ -2,7 +2,7 @@
 
     python benchmarks/bases.py encode --data FILE.pt                 # words and text as tokens, for a machine without reasoning-gym
     python benchmarks/bases.py run [--parts start,quantised,memory,compressed,loram] [--device cuda] [--jobs 6] [--data FILE] [--size cpu] [--quick] [--out DIR]
-    (parts that the day's record has already are not run again)
+    (what the day's record has already is not run again)
     python benchmarks/bases.py report                                # docs/bases.md, from the newest record
 
 start: what "quantised" finds out before it trains. quantised: the base at 4 and 3 bits; how far weights and outputs are off before training (relative error of all weights; KL of the next token
@@ -307,7 +307,7 @@ PARTS = {"start": start, "quantised": quantised, "memory": memory, "compressed":
 
 def jobs_of(part: str, size: Any, quick: bool) -> list[tuple[Any, ...]]:
     if part == "start":
-        return [(way, bits) for bits in (4, 3) for way in WAYS]
+        return [(way, bits) for bits in (4, 3) for way in WAYS if way != "lq_lora_fisher" or not size.plain]
     if part == "quantised":
         return [("bf16", 16), *((way, bits) for bits in (4, 3) for way in WAYS)]
     if part == "memory":
@@ -347,15 +347,16 @@ def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quic
         old = json.loads(path.read_text())
         if any(old[k] != json.loads(json.dumps(record[k])) for k in ("size", "device", "model")):
             sys.exit(f"{path} was made with another size, device or model: move it away, or use --out")
-        record["found"] = old["found"] | {p: [] for p in parts if p not in old["found"]}
-        parts = [p for p in parts if p not in old["found"]]
+        record["found"] = {p: [] for p in parts} | {p: [f for f in jobs if "error" not in f] for p, jobs in old["found"].items()}
+    known = {(p, json.dumps(f["job"])) for p, jobs in record["found"].items() for f in jobs}
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
     left = 0
     for part in parts:
         for key in jobs_of(part, size, quick):
-            todo.put((part, key))
-            left += 1
+            if (part, json.dumps(key)) not in known:
+                todo.put((part, key))
+                left += 1
     workers = [context.Process(target=worker, args=(device, quick, data, size, todo, done), daemon=True) for _ in range(jobs)]
     for w in workers:
         w.start()

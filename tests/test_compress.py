@@ -117,6 +117,24 @@ def test_saved_factors_come_back_and_another_model_is_refused(tmp_path):
         deltaw.load_compressed(other, tmp_path / "c")
 
 
+def test_a_table_in_fewer_numbers_loses_the_eigenvalues_left_out():
+    from deltaw.compress import factored_table
+
+    layer = nn.Embedding(12, 6, dtype=F64)
+    counts = torch.arange(1, 13)
+    p = counts.double() / counts.sum()
+    E = layer.weight.detach()
+    centred = E - p @ E
+    tail = torch.linalg.eigvalsh(centred.mT @ (p[:, None] * centred))
+    for k in (1, 3, 6):
+        small = factored_table(layer, counts, k)
+        off = (small(torch.arange(12)) - E).detach().square().sum(1)
+        torch.testing.assert_close((p * off).sum(), tail[: 6 - k].sum(), rtol=1e-9, atol=1e-12)
+        assert sum(t.numel() for t in small.parameters()) == 12 * k + 6 * (k + 1)
+    with pytest.raises(SpecError, match="k = 7"):
+        factored_table(layer, counts, 7)
+
+
 def test_distilling_from_the_base_is_pelas_sum():
     """Every term by hand, from outputs taken apart; the teacher gets no gradient, and training lowers it."""
     from train_kit import tiny_model

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .errors import SpecError, StateMismatch
 from .files.disk import commit, json_writer, read_json, read_tensors, tensors_writer
 from .methods.compress import COMPRESSORS
+from .methods.compress.afm_ctr import table
 from .passes import Progress, forward_of
 from .plan import one_of
 from .probe import probe
@@ -134,6 +135,21 @@ def replaced(model: nn.Module, site: Site, chosen: Any, stats: dict[str, Tensor]
         M = stats["inputs"].double().to(off.device)
         facts["output_error"] = float((((off @ M) * off).sum() / ((W.double() @ M) * W.double()).sum()).clamp(min=0).sqrt())
     return facts
+
+
+@torch.no_grad()
+def factored_table(layer: nn.Embedding, counts: Tensor, k: int) -> nn.Sequential:
+    """An embedding of d numbers a row as one of k and a linear layer d <- k with a bias: e' = U Uᵀ (e - mu) + mu (AFM), mu and U from the
+    rows weighted by `counts`, how often each occurs. rows k + d (k + 1) numbers instead of rows d. Error: the sum of the eigenvalues left out."""
+    rows, d = layer.weight.shape
+    if not 1 <= k <= d or counts.shape != (rows,):
+        raise SpecError(f"a table of {rows} x {d} needs 1 <= k <= {d} and a count for every row; found k = {k}, counts {tuple(counts.shape)}")
+    codes, U, mu = table(layer.weight, counts, k)
+    kw: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    out = nn.Sequential(nn.Embedding(rows, k, **kw), nn.Linear(k, d, **kw))
+    for p, value in zip(out.parameters(), (codes, U, mu), strict=True):
+        p.copy_(value)
+    return out
 
 
 def layers(sites: list[Site]) -> list[list[Site]]:
