@@ -3,7 +3,7 @@
     python benchmarks/dynamics.py run [--tasks pretrain,finetune] [--contenders adamw,galore,...] [--jobs 2] [--quick] [--out DIR]
     (what the day's record has already is not run again: an interrupted run goes on)
     python benchmarks/dynamics.py merge A.json B.json   # one record of runs that were made apart, alike but in their contenders
-    python benchmarks/dynamics.py report                # docs/dynamics.md and its pictures, from the newest records
+    python benchmarks/dynamics.py report                # docs/dynamics.md and its pictures, from the records
 
 pretrain: a Llama of 1.4 M parameters over bytes, from scratch, on the Python language reference as CPython ships it
 (pydoc_data.topics, English). finetune: the same Llama, trained on that text by this script (once; it is kept under
@@ -728,11 +728,12 @@ def report(results: Path = RESULTS, page: Path = PAGE) -> None:
         if not found:
             lines += [f"## {task}", "", f"No record yet: `python benchmarks/dynamics.py run --tasks {task}`.", ""]
             continue
-        record = json.loads(found[-1].read_text())
-        image = page.parent / "benchmarks" / f"dynamics-{task}.svg"
-        image.parent.mkdir(parents=True, exist_ok=True)
-        image.write_text(picture(record), encoding="utf-8")
-        lines += section(record, f"benchmarks/{image.name}", os.path.relpath(found[-1], page.parent))
+        for path in found[::-1]:  # further records have other contenders, from other machines: nothing is compared across two
+            record = json.loads(path.read_text())
+            image = page.parent / "benchmarks" / f"dynamics-{task}{'' if path == found[-1] else f'-{path.stem}'}.svg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_text(picture(record), encoding="utf-8")
+            lines += section(record, f"benchmarks/{image.name}", os.path.relpath(path, page.parent))
     page.write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -151,6 +151,58 @@ def test_lq_lora_starts_where_fisher_says():
 # ---- GGUF
 
 
+class Eighths(torch.Tensor):
+    """A weight stored as whole numbers of eighths: what torchao's tensors are, for where that is not installed."""
+
+    @staticmethod
+    def __new__(cls, W):
+        out = torch.Tensor._make_wrapper_subclass(cls, W.shape, dtype=W.dtype)
+        out.codes = (W.detach() * 8).round().to(torch.int8)
+        return out
+
+    def dequantize(self):
+        return self.codes.float() / 8
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        flat = [a.dequantize() if isinstance(a, cls) else a for a in args]
+        return func(*flat, **(kwargs or {}))
+
+
+def eighths(net):
+    for layer in (net[0], net[2]):
+        layer.weight = nn.Parameter(Eighths(layer.weight), requires_grad=False)
+
+
+def torchao(net):
+    ao = pytest.importorskip("torchao.quantization")
+    ao.quantize_(net, ao.Int8WeightOnlyConfig())
+
+
+@pytest.mark.parametrize("code", [eighths, torchao])
+def test_weights_that_are_tensors_of_codes_are_a_base(code):
+    """An ordinary layer whose weight is a tensor of codes: adapters see the decoded weight, files know the base, merging is refused."""
+    net, x = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)), values(4, 64, name="x", dtype=torch.float32)
+    plain = deltaw.attach(net, deltaw.Plan("lora", targets=["0", "2"])).fingerprint()["structure"]
+    next(iter(deltaw.adapters(net))).detach()
+    code(net)
+    y, W = net(x), net[0].weight.dequantize()
+    for method in ("lora", "dora", "hra"):
+        adapted = deltaw.attach(net, deltaw.Plan(method, targets=["0", "2"]))
+        torch.testing.assert_close(net(x), y, rtol=0, atol=2e-6)
+        assert adapted.fingerprint()["structure"] == plain, "the layer stands for the weight it was made from"
+        optimizer = adapted.optimizer(1e-2)
+        net(x).square().sum().backward()
+        optimizer.step()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in adapted.trainable().values())
+        with pytest.raises(NotMergeable, match="encode or quantise again"):
+            adapted.merge()
+        adapted.detach()
+    assert torch.equal(net[0].weight.dequantize(), W)
+
+
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0", "Q4_K"])
 def test_blocks_decode_as_the_gguf_package_does(name):
     gguf = pytest.importorskip("gguf")

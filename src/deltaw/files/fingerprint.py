@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..sites import is_ours, leaf_site
+from ..sites.base import is_coded
 from .disk import raw
 
 ENTRIES = 64
@@ -45,9 +46,12 @@ def _base(model: nn.Module, without: Iterable[str]) -> Iterator[tuple[str, tuple
     skip = tuple(without)
     opaque: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
-        if not is_ours(name) and isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        if is_ours(name) or not isinstance(module, nn.Linear):
+            continue
+        coded = is_coded(module._parameters.get("weight"))
+        if coded or type(module).__module__.startswith("bitsandbytes"):
             site = leaf_site(name, module)
-            if site is not None and site.kind == "opaque" and type(module).__module__.startswith("bitsandbytes"):
+            if site is not None and site.kind == "opaque":
                 opaque[name] = site.shape
     # a layer of codes (deltaw.quantise) stands where its weight stood, so that the order of names is the dense model's
     found: dict[str, tuple[tuple[int, ...], Tensor | None]] = {

@@ -74,12 +74,19 @@ class Site:
         return f"{self.kind} {self.name} {self.shape}"
 
 
+def is_coded(t: Any) -> bool:
+    """Is this a tensor whose class stores codes and knows how to decode them (torchao's)?"""
+    return isinstance(t, Tensor) and type(t).dequantize is not Tensor.dequantize
+
+
 def stamp_of(module: nn.Module) -> list[Any]:
     """Differs when a parameter was exchanged or written to. Writing through `.data` counts no version, so a few entries
     are looked at besides (on the CPU: elsewhere that would wait for the device)."""
     stamp: list[Any] = []
     for p in module._parameters.values():
-        if p is not None:
+        if is_coded(p):
+            stamp += [id(p), p._version]  # its memory is that of several tensors
+        elif p is not None:
             stamp += [p.data_ptr(), p.dtype, None if p.is_inference() else p._version]
             if p.device.type == "cpu" and p.is_contiguous() and p.numel():
                 stamp.append(p.detach().view(-1)[:: max(p.numel() // 16, 1)].tolist())

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import Affine
-from .base import ModuleBase, Site
+from .base import ModuleBase, Site, is_coded
 
 
 def _autocast(x: Tensor) -> bool:
@@ -74,6 +74,8 @@ class Conv1DSite(LinearSite):
 
 
 def site(name: str, module: nn.Module) -> Site | None:
+    if is_coded(module._parameters.get("weight")):  # opaque
+        return None
     if type(module).forward is nn.Linear.forward and "weight" in module._parameters:  # else it is computed: opaque
         return LinearSite(name, module)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):

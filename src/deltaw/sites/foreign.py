@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import NotLinear, NotMergeable, need
 from ..ops import Affine
-from .base import ModuleBase, Site
+from .base import ModuleBase, Site, is_coded
 
 Decode = Callable[[Any], Tensor]
 
@@ -117,6 +117,13 @@ def _decode8(m: Any) -> Tensor:
     return codes.float() * (rows.float() / 127.0)[:, None]  # type: ignore[no-any-return]
 
 
+def _decoded(m: Any) -> Tensor:
+    """torchao's: an ordinary layer whose weight is a tensor of codes."""
+    W: Tensor = m.weight.dequantize()
+    return W
+
+
+provide(lambda m: isinstance(m, nn.Linear) and is_coded(m._parameters.get("weight")), _out_in, _decoded)
 provide(_bnb("Linear4bit"), _out_in, _decode4)
 provide(_bnb("Linear8bitLt"), _out_in, _decode8)
 
