@@ -84,9 +84,11 @@ def stamp_of(module: nn.Module) -> list[Any]:
     are looked at besides (on the CPU: elsewhere that would wait for the device)."""
     stamp: list[Any] = []
     for p in module._parameters.values():
+        if p is None:
+            continue
         if is_coded(p):
             stamp += [id(p), p._version]  # its memory is that of several tensors
-        elif p is not None:
+        else:
             stamp += [p.data_ptr(), p.dtype, None if p.is_inference() else p._version]
             if p.device.type == "cpu" and p.is_contiguous() and p.numel():
                 stamp.append(p.detach().view(-1)[:: max(p.numel() // 16, 1)].tolist())
