@@ -3,6 +3,7 @@
     python benchmarks/ranks.py encode --data DIR/words.pt            # the task as tokens, for a machine without reasoning-gym
     python benchmarks/ranks.py run [--contenders lora,adalora,...] [--device cuda] [--jobs 6] [--data FILE] [--size cpu] [--quick] [--out DIR]
     (what the day's record has already is not run again: an interrupted run goes on)
+    python benchmarks/ranks.py merge A.json B.json                   # one record of runs that were made apart, alike but in their contenders
     python benchmarks/ranks.py report                                # docs/ranks.md and its pictures, from the newest record
 
 The task is the demo's (reverse a list of words) on a bfloat16 base; the adapters are on q, v, up and down projections. Every allocator may
@@ -342,6 +343,24 @@ def measure(names: list[str], device: str, jobs: int, data: dict[str, Any], size
     return put(record, path)
 
 
+ALIKE = ("size", "device", "model", "quick", "versions")
+
+
+def merged(paths: list[Path]) -> Path:
+    """The first record with the contenders of the others, which replaces it; a contender counts where it is first complete."""
+    records = [json.loads(p.read_text()) for p in paths]
+    first = records[0]
+    for path, record in zip(paths, records):
+        if odd := [k for k in ALIKE if record[k] != first[k]] or ([] if record["machine"]["cpu_capability"] == first["machine"]["cpu_capability"] else ["machine"]):
+            sys.exit(f"{path} differs from {paths[0]} in {', '.join(odd)}")
+    seeds = len(first["size"]["seeds"])
+    for record in records[1:]:
+        for name, entry in record["contenders"].items():
+            if len(tests(first["contenders"].get(name, {"runs": []}))) < seeds:
+                first["contenders"][name] = entry
+    return put(first, paths[0])
+
+
 def tests(entry: dict[str, Any]) -> dict[int, float]:
     return {r["seed"]: r["test"]["loss"] for r in entry["runs"] if r.get("test")}
 
@@ -358,6 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sub = parser.add_subparsers(dest="what", required=True)
     run, encode = sub.add_parser("run"), sub.add_parser("encode")
+    sub.add_parser("merge").add_argument("records", type=Path, nargs="+")
     sub.add_parser("report").add_argument("--out", type=Path, default=RESULTS)
     for p in (run, encode):
         p.add_argument("--data", type=Path, default=None)
@@ -370,6 +390,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "report":
         return report(args.out)
+    if args.what == "merge":
+        return print(merged(args.records))
     size = QUICK if args.quick else SIZES[args.size]
     if args.what == "encode":
         torch.save(questions(size), args.data)
