@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,9 +30,10 @@ def run(
     if "=" in recipe and not Path(recipe).exists():  # no file: values on top of LoRA on every linear layer
         words, source = [recipe, *words], {"plan": "lora"}
     result = train(source, words, resume=resume, progress=True)  # on stderr
-    page = write_page(result.dir) if (result.dir / "run.json").is_file() else None
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun one process writes
+    page = write_page(result.dir) if first else None
     facts = {
-        "report": str(page),
+        "report": None if page is None else str(page),
         "dir": str(result.dir),
         "adapter_dir": str(result.dir / "adapter"),
         "train_seconds": result.train_seconds,
@@ -49,5 +51,6 @@ def run(
         f"{result.dir}: {result.train_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, peak memory "
         f"{size(result.peak_rss_bytes)}" + "".join(f", {k} {v:.4g}" for k, v in loss.items())
     )
-    say(f"report: {page}")
+    if page is not None:
+        say(f"report: {page}")
     say(f"next: deltaw eval {result.dir} | deltaw chat {result.dir} | deltaw merge {result.dir} OUT")
