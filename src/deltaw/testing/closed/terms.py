@@ -45,6 +45,7 @@ class Terms:
         self.entries = self.adapted.entries()
         self.terms = {k: self.fresh(k) for k in SIZES}
         self.slopes: dict[str, Tensor] = {}  # dL/dW' of the last step, without penalties
+        self.inputs: dict[str, Tensor] = {}  # of each layer in the last step
 
     def fresh(self, site: str, first: int = 0, names: tuple[str, str | None, str] | None = None) -> list[Term]:
         """The library's terms of a site as they are now, from number `first` on."""
@@ -73,7 +74,8 @@ class Terms:
         weights = {s: (self.W[s] + self.change(s)) for s in SIZES}
         for w_ in weights.values():
             w_.retain_grad()
-        out = torch.tanh(x @ weights["0"].mT + self.b["0"]) @ weights["2"].mT + self.b["2"]
+        self.inputs = {"0": x, "2": torch.tanh(x @ weights["0"].mT + self.b["0"])}
+        out = self.inputs["2"] @ weights["2"].mT + self.b["2"]
         loss = (out - y).square().mean()
         loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
         self.slopes = {s: w_.grad.clone() for s, w_ in weights.items() if w_.grad is not None}
