@@ -136,6 +136,16 @@ def test_copies_and_pickles_keep_their_own_adapters(model):
     assert torch.equal(model(IDS), y)
 
 
+def test_copies_are_no_deeper_with_more_layers():
+    """Sites of a method know each other; a copy that walked from one to the next would meet Python's limit of calls at 30 layers."""
+    tall = nn.Sequential(*[nn.Linear(4, 4) for _ in range(400)])
+    adapted = deltaw.attach(tall, deltaw.Plan(LoRA(r=2)))
+    stir(adapted)
+    x = torch.randn(3, 4)
+    assert torch.equal(copy.deepcopy(tall)(x), tall(x))
+    torch.testing.assert_close(adapted.merge().model()(x), tall(x), rtol=1e-3, atol=0.0)  # 400 layers of rounding
+
+
 def test_scale_and_factors_can_change_between_merges_because_a_merge_is_a_copy(model):
     """PEFT's silent failure: change the scale or the factors while merged, and unmerge restores a wrong base."""
     before = snapshot(model)

@@ -164,8 +164,7 @@ class Plan:
                 )
         if self.tie:
             _tie(out)
-        for a in out:
-            a.site.peers = tuple(b.site for b in out if b.method == a.method and b.shares is None)
+        _introduce(out)
         return out + whole
 
     def _method_for(self, name: str, used: set[str]) -> Method | None:
@@ -200,6 +199,20 @@ class Plan:
 def _ordered(overrides: dict[str, Any]) -> Any:
     """As a dict where its order is that of the alphabet, which files keep; else as pairs: the first pattern that fits wins."""
     return overrides if list(overrides) == sorted(overrides) else [[k, v] for k, v in overrides.items()]
+
+
+def _introduce(assignments: list[Assignment]) -> None:
+    """Sites of one method know each other by one list: a copy of the model then meets it once, and does not walk from peer to peer,
+    deeper with every layer."""
+    groups: list[tuple[Method, list[Site]]] = []
+    for a in assignments:
+        mine = next((sites for method, sites in groups if method == a.method), None)
+        if mine is None:
+            mine = []
+            groups.append((a.method, mine))
+        if a.shares is None:
+            mine.append(a.site)
+        a.site.peers = mine
 
 
 def _tie(out: list[Assignment]) -> None:

@@ -84,7 +84,8 @@ def probe(
     - "gradient": the mean over batches of the gradient of the weight, in training mode. loss(model, batch): by default
       model(**batch).loss. No weight has a .grad: on the model's device there is one layer's gradient at a time, the sums
       are on the device `keep`.
-    - "fisher": the sum over batches of G * G, G the gradient of a batch: the Fisher diagonal where batches are of one example each.
+    - "fisher": the sum over batches of G * G, G the gradient of a batch: the Fisher diagonal where batches are of one example each. Of `original`
+      where that is a model: the codes of LQ-LoRA are those of W without its low-rank part, which is no model to differentiate.
     - "inputs": XᵀX / number of tokens. "inputs_by_max": the mean over batches of XᵀX, each X divided by its largest entry.
       Padding (attention_mask) does not count. forward(model, batch): by default a call without the labels.
     - "mean": the mean token (n). "scales": the mean over batches of the mean |x_j| (n).
@@ -103,7 +104,7 @@ def probe(
         raise SpecError(f"a probe cannot measure '{bad[0]}'{nearest(bad[0], NEEDS)} (known: {', '.join(NEEDS)})")
     if not wanted:
         raise SpecError("nothing to measure: no init, or one that looks at the weights only; name what you want in needs=(...)")
-    assigned = places(model, plan) if plan is not None else [Assignment(s, None) for s in find(model, where)]  # type: ignore[arg-type]
+    assigned = _assigned(model, where)
     firsts = [a for a in assigned if a.shares is None]
     stats = Stats({a.site.name: {} for a in firsts})
     if fresh := wanted - {"original"}:
@@ -115,6 +116,9 @@ def probe(
             stats.about |= {"components": counts, "tau": tau, "init": None if init is None else to_config(init)}
         if cache is not None or len({w if w not in READ else "" for w in fresh}) > 1:
             batches = list(batches)
+        trained = original if "fisher" in fresh and isinstance(original, nn.Module) else model
+        if trained is not model:
+            stats.about["fisher of"] = fingerprint(trained)
         folder = None if cache is None else Path(cache) / _key(stats.about, model, data or digest(batches))
         if folder is not None and (folder / CARD).is_file():
             stats = Stats.load(folder)
@@ -124,20 +128,33 @@ def probe(
                 needed = partial(ranks, starts(plan, firsts))
             with alone(model, seed):
                 if "gradient" in fresh:
-                    ends = {n: [(a.site, a.flip) for a in assigned if (a.shares or a.site.name) == n] for n in stats.sites}
-                    stats.add(gradients(model, batches, ends, loss or loss_of, progress, keep))
-                if "fisher" in fresh:
-                    ends = {n: [(a.site, a.flip) for a in assigned if (a.shares or a.site.name) == n] for n in stats.sites}
-                    found = gradients(model, batches, ends, loss or loss_of, progress, keep, squares=True)
-                    stats.add({n: {"fisher": g["gradient"]} for n, g in found.items()})
+                    stats.add(gradients(model, batches, _ends(assigned), loss or loss_of, progress, keep))
                 if reads := fresh & set(READ):
                     reading = Reading([a.site for a in firsts], reads, counts, tau, keep, needed)
                     stats.add(reading.run(model, batches, forward or forward_of, progress))
+            if "fisher" in fresh:
+                there = _ends(assigned if trained is model else _assigned(trained, where))
+                with alone(trained, seed):
+                    squares = gradients(trained, batches, there, loss or loss_of, progress, keep, squares=True)
+                stats.add({name: {"fisher": found["gradient"]} for name, found in squares.items()})
             if folder is not None and not folder.exists():
                 stats.save(folder)
     if "original" in wanted:
         stats.add(_originals([a.site for a in firsts], original))
     return stats
+
+
+def _assigned(model: nn.Module, where: Plan | Any) -> list[Assignment]:
+    """The sites of a plan, or of targets."""
+    return places(model, where) if isinstance(where, Plan) else [Assignment(s, None) for s in find(model, where)]  # type: ignore[arg-type]
+
+
+def _ends(assigned: list[Assignment]) -> dict[str, list[tuple[Site, bool]]]:
+    """Where each weight is used, and whether flipped."""
+    out: dict[str, list[tuple[Site, bool]]] = {}
+    for a in assigned:
+        out.setdefault(a.shares or a.site.name, []).append((a.site, a.flip))
+    return out
 
 
 def _key(about: dict[str, Any], model: nn.Module, data: str) -> str:

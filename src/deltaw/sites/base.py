@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,7 @@ class Site:
     index: int | None = None  # which expert of a stack
     window: int = 1  # how many of the n columns belong to one input channel
     transposed: bool = False  # the parameter is stored (n, m)
-    peers: tuple[Site, ...] = ()  # every site of a plan that has the same method, this one too, in the model's order
+    peers: Sequence[Site] = ()  # every site of a plan that has the same method, this one too, in the model's order
 
     def __init__(self, name: str, module: nn.Module):
         self.name, self.module = name, module

@@ -36,7 +36,7 @@ class FRoD(Method):
 
     def declare(self, site: Site) -> Declared:
         kind, (m, n) = kind_of(site.name), site.shape
-        alike = tuple(s for s in site.peers or (site,) if kind_of(s.name) == kind and s.shape[1] == n)
+        alike = tuple(s for s in site.peers or [site] if kind_of(s.name) == kind and s.shape[1] == n)
         return self.among(alike, f"{kind}-{n}", m, n)
 
     def among(self, sites: tuple[Site, ...], scope: str, m: int, n: int) -> Declared:

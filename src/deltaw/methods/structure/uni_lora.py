@@ -36,7 +36,7 @@ class UniLoRA(Method):
         return self.laid(m, n, 0, self.r * (m + n))
 
     def declare(self, site: Site) -> Declared:
-        sizes = {s.name: self.r * sum(s.shape) for s in site.peers or (site,)}
+        sizes = {s.name: self.r * sum(s.shape) for s in site.peers or [site]}
         first = sum(list(sizes.values())[: list(sizes).index(site.name)])
         return self.laid(*site.shape, first, sum(sizes.values()))
 
