@@ -307,7 +307,7 @@ PARTS = {"start": start, "quantised": quantised, "memory": memory, "compressed":
 
 def jobs_of(part: str, size: Any, quick: bool) -> list[tuple[Any, ...]]:
     if part == "start":
-        return [(way, bits) for bits in (4, 3) for way in WAYS if way != "lq_lora_fisher" or not size.plain]
+        return [(way, bits) for bits in (4, 3) for way in WAYS]
     if part == "quantised":
         return [("bf16", 16), *((way, bits) for bits in (4, 3) for way in WAYS if way != "lq_lora_fisher" or not size.plain)]
     if part == "memory":

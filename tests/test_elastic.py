@@ -226,6 +226,27 @@ def test_an_adapter_of_the_small_model_is_recovered_on_the_large_one():
         torch.testing.assert_close(diff, out.to_lora().factors[q][0] @ out.to_lora().factors[q][1], rtol=1e-4, atol=1e-6)
 
 
+def test_qloram_trains_on_codes_of_the_small_model_and_infers_on_the_large_one():
+    net, large = llama(), llama()
+    small = prune_structured(net, by_norm(net, 0.5))
+    deltaw.quantise(small.model, "nf4", exclude=["lm_head"])
+    adapted = deltaw.attach(small.model, deltaw.Plan(LoRA(r=2, alpha=4.0), exclude=["lm_head"]))
+    optimizer, losses = adapted.optimizer(3e-2), []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = small.model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    out = recover(adapted, small, large)
+    for site, (b, a) in adapted.to_lora().factors.items():
+        B, A = out.to_lora().factors[site]
+        torch.testing.assert_close(small.maps[site].restrict(B @ A), b @ a, rtol=1e-5, atol=1e-6)
+    before = float(llama()(input_ids=IDS, labels=IDS).loss.detach())
+    assert float(large(input_ids=IDS, labels=IDS).loss.detach()) < before
+
+
 def test_loraprunes_estimate_and_scores_by_loops():
     W, B, A, GB, GA = values(6, 5, name="W"), values(6, 2, name="B"), values(2, 5, name="A"), values(6, 2, name="GB"), values(2, 5, name="GA")
     want = torch.zeros(6, 5)

@@ -16,7 +16,7 @@ from . import init, two_factors
 )
 class LQLoRA:
     """W0 - Q ~ L1 L2 of rank r, nearest in |diag(d_row) . diag(d_col)|_F, d the roots of the row and column means of the Fisher diagonal
-    F = sum of G * G over single examples; B = L1 / sqrt(s), A = L2 / sqrt(s). Q is the base as the model has it, W0 the original.
+    F = sum of G * G over single examples, of the original model; B = L1 / sqrt(s), A = L2 / sqrt(s). Q is the base as the model has it, W0 the original.
 
     Whole method: quantise `lq.decompose(W0, r, codec, F)`'s W0 - L1 L2 in the place of W0 (deltaw.quantise(..., instead=)), with a codec for
     each weight from `lq.allot`; then Q and this start are a pair. Without Fisher information the init loftq is the same.
