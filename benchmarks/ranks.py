@@ -485,6 +485,10 @@ def said(config: dict[str, Any]) -> str:
     )
 
 
+def beside(jobs: int) -> str:
+    return "one run at a time" if jobs == 1 else f"{jobs} runs beside each other"
+
+
 def table(record: dict[str, Any], group: str, against: str) -> list[str]:
     have = {n: e for n, e in record["contenders"].items() if e["group"] == group}
     rows = [f"| contender | what it is | rate | rank at the end (most held) | right | test loss (95 %) | minus {against}'s (95 %) | lower than {against}'s? |",
@@ -529,7 +533,7 @@ def report(out: Path) -> None:
         lines += [
             f"SmolLM2-135M, reversing lists of words: {size['steps']} steps of {size['batch']} {task} base, adapters on q, v, up and down. Ladder of "
             f"rates {', '.join(f'{r:g}' for r in size['rates'])} (one rung more where the best is an end), chosen by the validation loss with seed 0; seeds "
-            f"{', '.join(map(str, size['seeds']))}, scored on {size['test']} questions that chose nothing. {record['device']}, {record['jobs']} runs beside each other, "
+            f"{', '.join(map(str, size['seeds']))}, scored on {size['test']} questions that chose nothing. {record['device']}, {beside(record['jobs'])}, "
             f"torch {record['versions']['torch']}, {record['date']}.", "",
             "## An average rank of 4", "",
             "\"Most held\" is the largest mean rank at any time: what pruning methods start with counts in memory, not in what is kept.", "",
