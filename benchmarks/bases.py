@@ -309,7 +309,7 @@ def jobs_of(part: str, size: Any, quick: bool) -> list[tuple[Any, ...]]:
     if part == "start":
         return [(way, bits) for bits in (4, 3) for way in WAYS]
     if part == "quantised":
-        return [("bf16", 16), *((way, bits) for bits in (4, 3) for way in WAYS if way != "lq_lora_fisher" or not size.plain)]
+        return [*((way, bits) for bits in (4, 3) for way in WAYS if way != "lq_lora_fisher" or not size.plain), ("bf16", 16)]
     if part == "memory":
         return [("bf16",), ("nf4",), ("0.35",), ("0.65",)]
     if part == "compressed":
