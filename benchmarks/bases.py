@@ -430,7 +430,9 @@ def report(out: Path) -> None:
                       f"quantised) {rows['nf4']['base_bytes'] / rows['bf16']['base_bytes']:.3f}."]  # fmt: skip
         lines.append("")
     if rows := [f for f in found.get("compressed", []) if "error" not in f]:
-        lines += ["## Compressed bases", "", "Perplexity of text that calibrated and trained nothing; float32; the share removed is of every linear layer but the head. `lora` and "
+        lines += ["## Compressed bases", "", "Perplexity of text that calibrated and trained nothing; float32; the share removed is of every linear layer but the head, for "
+                  "`loraprune` of the heads and neurons of those layers that it prunes (not the first tenth and the last), rounded down, so that more is "
+                  "left: compare by the number of parameters. `lora` and "
                   f"`loraprune` and what has `+lora` were trained on the calibration text for {'32 steps of 1 window' if size.get('plain') else '100 steps of 4 windows'}.", "",
                   "| method | removed | parameters | perplexity |", "|---|---:|---:|---:|"]  # fmt: skip
         keys = sorted({(f["job"][0], f["job"][1]) for f in rows}, key=lambda k: (k[1], k[0]))

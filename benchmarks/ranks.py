@@ -93,7 +93,9 @@ def contenders(steps: int) -> dict[str, tuple[str, dict[str, Any]]]:
         },
         "dora_dynamic": {"method": {"key": "dora_dynamic", "r": 6, "alpha": 12.0, "target_r": r, "every": every}},
         "elalora": {"method": {"key": "elalora", "r": r, "alpha": a, "every": every}},
-        "increlora": {"method": {"key": "increlora", "alpha": a, "target_r": r, "every": every}},
+        "increlora": {
+            "method": {"key": "increlora", "alpha": a, "target_r": r, "every": every, "warmup": part, "h": 10}
+        },  # the defaults grow nothing within 100 steps
         "sora": {"method": {"key": "sora", "r": 6, "alpha": 12.0}},
         "gora": {"method": uniform, "ranks": {"key": "gora", "r_min": 1, "r_max": 16}},
         "sensitivity_lora": {"method": uniform, "ranks": {"key": "sensitivity_lora", "r_min": 1, "r_max": 16}},
