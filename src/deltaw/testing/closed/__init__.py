@@ -8,6 +8,7 @@ closed/update/KEY.py:  RULES = [instances];  closed(rule, p, grad, lr, steps, s)
     Optional PAIRS = True: a rule that is no rule of factors, compared on factors all the same.
 closed/init/KEY.py:    INITS = [instances];  closed(init, W, stats, r, s) -> (B, A, offset or None)
     stats: what the init needs, {"gradient": G, "inputs": C} for the site. B A up to the sign of each pair.
+    An init that draws, or for one structure: check(init) -> what was compared, in the place of closed.
 closed/rules/KEY.py, closed/rank/KEY.py, closed/compress/KEY.py:   check() -> what was compared; raises LawBroken
 """
 

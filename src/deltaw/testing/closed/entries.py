@@ -31,6 +31,7 @@ class Entries:
         self.D = {k: torch.zeros(mn).double() for k, mn in SIZES.items()}
         self.chosen = {k: torch.ones_like(D) for k, D in self.D.items()}
         self.state: dict[str, State] = {k: {} for k in SIZES}
+        self.pace = dict.fromkeys(SIZES, 1.0)  # how far of the way a step goes
 
     def step(self, k: int, l1: float = 0.0, still: bool = False) -> dict[str, Tensor]:
         """Both runs, one step (still: nothing moves by hand); dL/dW' of it, without the penalty."""
@@ -42,7 +43,8 @@ class Entries:
         out = torch.tanh(x @ W["0"].mT + self.base["0.bias"]) @ W["2"].mT + self.base["2.bias"]
         grads = dict(zip(W, torch.autograd.grad((out - y).square().mean(), list(W.values()))))
         for s, G in ({} if still else grads).items():
-            self.D[s] = self.D[s] - adam((G + l1 * self.D[s].sign()) * self.chosen[s], self.state[s], RATE) * self.chosen[s]
+            way = adam((G + l1 * self.D[s].sign()) * self.chosen[s], self.state[s], RATE)
+            self.D[s] = self.D[s] - self.pace[s] * way * self.chosen[s]
         return grads
 
     def agree(self, what: str) -> None:
