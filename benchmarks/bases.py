@@ -1,8 +1,8 @@
 """Bases that are smaller: quantised ones under LoRA, LoftQ, LQ-LoRA and QWHA, and compressed ones, on SmolLM2.
 
     python benchmarks/bases.py encode --data FILE.pt                 # words and text as tokens, for a machine without reasoning-gym
-    python benchmarks/bases.py run [--parts start,quantised,memory,compressed,loram] [--device cuda] [--jobs 6] [--data FILE] [--size cpu] [--quick] [--out DIR]
-    (what the day's record has already is not run again)
+    python benchmarks/bases.py run [--parts start,quantised,memory,compressed,loram] [--device cuda] [--jobs 6] [--data FILE] [--size cpu] [--quick] [--out DIR] [--resume RECORD.json]
+    (what the day's record, or the one named, has already is not run again)
     python benchmarks/bases.py report                                # docs/bases.md, from the newest record
 
 start: what "quantised" finds out before it trains. quantised: the base at 4 and 3 bits; how far weights and outputs are off before training (relative error of all weights; KL of the next token
@@ -335,18 +335,22 @@ def worker(device: str, quick: bool, data: Any, size: Any, todo: Any, done: Any)
             done.put((part, key, {"error": traceback.format_exc()}))
 
 
-def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quick: bool, out: Path) -> Path:
+def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quick: bool, out: Path, resume: Path | None = None) -> Path:
     record: dict[str, Any] = {
         "what": "bases", "date": datetime.date.today().isoformat(), "quick": quick, "model": "tiny" if quick else words.MODEL, "size": asdict(size), "r": R,
         "rates": list(RATES), "machine": machine(), "versions": versions(), "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "jobs": jobs, "load_before": load_average(), "found": {p: [] for p in parts},
     }  # fmt: skip
-    path = out / f"bases-{'tiny' if quick else 'smollm2'}-{record['date']}.json"
+    path = resume or out / f"bases-{'tiny' if quick else 'smollm2'}-{record['date']}.json"
     out.mkdir(parents=True, exist_ok=True)
-    if path.exists():
+    if resume or path.exists():
         old = json.loads(path.read_text())
-        if any(old[k] != json.loads(json.dumps(record[k])) for k in ("size", "device", "model")):
-            sys.exit(f"{path} was made with another size, device or model: move it away, or use --out")
+        differ = [k for k in ("size", "device", "model", "versions") if old[k] != json.loads(json.dumps(record[k]))]
+        if old["machine"]["cpu_capability"] != record["machine"]["cpu_capability"]:
+            differ.append("machine.cpu_capability")
+        if differ:
+            sys.exit(f"{path} was made with another {', '.join(differ)}: move it away, or use --out")
+        record["date"], record["until"] = old["date"], record["date"]
         record["found"] = {p: [] for p in parts} | {p: [f for f in jobs if "error" not in f] for p, jobs in old["found"].items()}
     known = {(p, json.dumps(f["job"])) for p, jobs in record["found"].items() for f in jobs}
     context = multiprocessing.get_context("spawn")
@@ -402,7 +406,7 @@ def report(out: Path) -> None:
         return
     r = json.loads(files[-1].read_text())
     size, found = r["size"], r["found"]
-    lines += [f"SmolLM2-135M on a {r['device']}, {words.beside(r['jobs'])}, torch {r['versions']['torch']}, {r['date']}. Seeds {size['seeds']}; intervals are 95 % "
+    lines += [f"SmolLM2-135M on a {r['device']}, {words.beside(r['jobs'])}, torch {r['versions']['torch']}, {r['date']}{' to ' + r['until'] if 'until' in r else ''}. Seeds {size['seeds']}; intervals are 95 % "
               "t-intervals over them.", ""]  # fmt: skip
     if rows := [f for f in found.get("start", []) if "error" not in f]:
         lines += ["## Quantised bases before training", "",
@@ -469,6 +473,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--size", choices=words.SIZES, default="gpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--resume", type=Path, default=None)
     args = parser.parse_args()
     if args.what == "report":
         return report(args.out)
@@ -477,7 +482,7 @@ def main() -> None:
         return encode(args.data, size)
     if args.data is None:
         sys.exit("bases.py run wants --data FILE, made by bases.py encode --data FILE")
-    print(measure(args.parts.split(","), args.device, args.jobs, torch.load(args.data, weights_only=True), size, args.quick, args.out))
+    print(measure(args.parts.split(","), args.device, args.jobs, torch.load(args.data, weights_only=True), size, args.quick, args.out, args.resume))
     return None
 
 
