@@ -55,6 +55,8 @@ R, LENGTH = 16, 256
 CODECS = {4: NF(4, 64, Dynamic()), 3: NF(3, 64, Dynamic())}
 WAYS = ("qlora", "loftq", "lq_lora", "lq_lora_fisher", "qwha_quant")
 RATES = (3.16e-4, 1e-3, 3.16e-3)
+SCALES = {"qwha_quant": 100.0}  # of the ladder: a coefficient of a Walsh-Hadamard transform moves every entry of a row, by 1 / sqrt(n)
+RUNGS = 8  # a ladder goes on while its best rate is at an end, to this many
 CHOICES = lq.options((2, 3, 4), (8,), (torch.float16,), (32, 64), (256,))  # of the paper's 432, those that change the price most
 
 
@@ -174,12 +176,15 @@ def quantised(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str,
             for x in list(deltaw.adapters(small)):
                 x.detach()
 
-    rates = list(RATES[:1] if quick else RATES)
+    rates = [float(f"{rate * SCALES.get(way, 1.0):.3g}") for rate in (RATES[:1] if quick else RATES)]
     out["tuning"] = [run(rate, 0) for rate in rates]
     best = min(out["tuning"], key=words.value)
-    ends = {min(rates): 1 / words.FACTOR, max(rates): words.FACTOR}
-    if best["rate"] in ends and not quick:
-        out["tuning"].append(run(float(f"{best['rate'] * ends[best['rate']]:.3g}"), 0))
+    while not quick and len(out["tuning"]) < RUNGS:
+        tried = [f["rate"] for f in out["tuning"]]
+        if min(tried) < best["rate"] < max(tried):
+            break
+        further = words.FACTOR if best["rate"] == max(tried) else 1 / words.FACTOR
+        out["tuning"].append(run(float(f"{best['rate'] * further:.3g}"), 0))
         best = min(out["tuning"], key=words.value)
     out["rate"] = best["rate"]
     out["runs"] = [run(best["rate"], seed) for seed in size.seeds]
@@ -338,7 +343,7 @@ def worker(device: str, quick: bool, data: Any, size: Any, todo: Any, done: Any)
 def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quick: bool, out: Path, resume: Path | None = None) -> Path:
     record: dict[str, Any] = {
         "what": "bases", "date": datetime.date.today().isoformat(), "quick": quick, "model": "tiny" if quick else words.MODEL, "size": asdict(size), "r": R,
-        "rates": list(RATES), "machine": machine(), "versions": versions(), "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "rates": list(RATES), "scales": SCALES, "machine": machine(), "versions": versions(), "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "jobs": jobs, "load_before": load_average(), "found": {p: [] for p in parts},
     }  # fmt: skip
     path = resume or out / f"bases-{'tiny' if quick else 'smollm2'}-{record['date']}.json"
@@ -351,7 +356,7 @@ def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quic
         if differ:
             sys.exit(f"{path} was made with another {', '.join(differ)}: move it away, or use --out")
         record["date"], record["until"] = old["date"], record["date"]
-        record["found"] = {p: [] for p in parts} | {p: [f for f in jobs if "error" not in f] for p, jobs in old["found"].items()}
+        record["found"] = {p: [] for p in parts} | {p: [f for f in jobs if "error" not in f and ended(f)] for p, jobs in old["found"].items()}
     known = {(p, json.dumps(f["job"])) for p, jobs in record["found"].items() for f in jobs}
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
@@ -393,6 +398,17 @@ def mean(values: list[float]) -> str:
     return "{:.4f} ± {:.4f}".format(*interval(values))
 
 
+def inside(found: dict[str, Any]) -> bool:
+    """Whether worse rates were tried on both sides of the chosen one."""
+    tried = [f["rate"] for f in found["tuning"]]
+    return bool(min(tried) < found["rate"] < max(tried))
+
+
+def ended(found: dict[str, Any]) -> bool:
+    """False for a job whose ladder stopped too early: it is run again."""
+    return not found.get("tuning") or inside(found) or len(found["tuning"]) >= RUNGS
+
+
 def tested(found: dict[str, Any]) -> dict[int, float]:
     """seed -> test loss."""
     return {r["seed"]: r["test"]["loss"] for r in found["runs"] if r.get("test")}
@@ -419,7 +435,7 @@ def report(out: Path) -> None:
         lines += [
             "## Quantised bases", "",
             f"NF4 and NF3 in blocks of 64 with double quantisation (LQ-LoRA: settings by an integer programme at the same number of bits), r = {r['r']} on all linear layers; "
-            f"the words task, {size['steps']} steps of {size['batch']}; ladder {r['rates']}, one rung more at an end.", "",
+            f"the words task, {size['steps']} steps of {size['batch']}; ladder {r['rates']}{''.join(f' ({k}: times {v:g})' for k, v in r.get('scales', {}).items())} and on while the best is at an end. A rate with * is the last that was tried: a better one may follow, and its row decides nothing.", "",
             "| start | bits | KL before training | rate | test loss (95 %) | minus qlora's (95 %) | right |", "|---|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
         plain = {f["job"][1]: tested(f) for f in rows if f["job"][0] == "qlora"}
@@ -427,7 +443,7 @@ def report(out: Path) -> None:
             mine, other = tested(f), plain.get(f["job"][1], {})
             right = statistics.fmean([x["test"]["accuracy"] for x in f["runs"] if x.get("test")] or [0.0])
             apart = mean([mine[k] - other[k] for k in sorted(mine.keys() & other.keys())]) if f["job"][0] != "qlora" else ""
-            lines.append(f"| {f['job'][0]} | {f['job'][1]} | {f['kl']:.4f} | {f['rate']:g} | {mean(list(mine.values()))} | {apart} | {100 * right:.1f} % |")
+            lines.append(f"| {f['job'][0]} | {f['job'][1]} | {f['kl']:.4f} | {f['rate']:g}{'' if inside(f) else ' *'} | {mean(list(mine.values()))} | {apart} | {100 * right:.1f} % |")
         lines.append("")
     if rows := {f["job"][0]: f for f in found.get("memory", []) if "error" not in f}:
         name = {"bf16": "bfloat16", "nf4": "NF4", "0.35": "LoRAM, 35 % of units removed", "0.65": "LoRAM, 65 % of units removed"}
