@@ -356,8 +356,8 @@ def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quic
         if differ:
             sys.exit(f"{path} was made with another {', '.join(differ)}: move it away, or use --out")
         record["date"], record["until"] = old["date"], record["date"]
-        record["found"] = {p: [] for p in parts} | {p: [f for f in jobs if "error" not in f and ended(f)] for p, jobs in old["found"].items()}
-    known = {(p, json.dumps(f["job"])) for p, jobs in record["found"].items() for f in jobs}
+        record["found"] = {p: [] for p in parts} | {p: [f for f in jobs if "error" not in f] for p, jobs in old["found"].items()}
+    known = {(p, json.dumps(f["job"])) for p, jobs in record["found"].items() for f in jobs if ended(f)}
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
     left = 0
@@ -372,7 +372,8 @@ def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quic
     while left:
         part, key, found = done.get()
         left -= 1
-        record["found"][part].append({"job": list(key), **found})
+        others = [f for f in record["found"][part] if f["job"] != list(key) or "error" in found]  # an older result stays until there is a better one
+        record["found"][part] = [*others, {"job": list(key), **found}]
         if part == "loram" and key[2] == 0 and "error" not in found:  # the best rate of each gets its seeds
             mine = [f for f in record["found"]["loram"] if f["job"][0] == key[0] and f["job"][2] == 0 and "error" not in f]
             if len(mine) == (1 if quick else 3):
