@@ -423,7 +423,7 @@ def report(out: Path) -> None:
         return
     r = json.loads(files[-1].read_text())
     size, found = r["size"], r["found"]
-    lines += [f"SmolLM2-135M on a {r['device']}, {words.beside(r['jobs'])}, torch {r['versions']['torch']}, {r['date']}{' to ' + r['until'] if 'until' in r else ''}. Seeds {size['seeds']}; intervals are 95 % "
+    lines += [f"SmolLM2-135M on a {r['device']}, {words.beside(r['jobs'])}, torch {r['versions']['torch']}, {r['date']}{' to ' + r['until'] if r.get('until', r['date']) != r['date'] else ''}. Seeds {size['seeds']}; intervals are 95 % "
               "t-intervals over them.", ""]  # fmt: skip
     if rows := [f for f in found.get("start", []) if "error" not in f]:
         lines += ["## Quantised bases before training", "",
