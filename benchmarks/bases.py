@@ -55,7 +55,7 @@ R, LENGTH = 16, 256
 CODECS = {4: NF(4, 64, Dynamic()), 3: NF(3, 64, Dynamic())}
 WAYS = ("qlora", "loftq", "lq_lora", "lq_lora_fisher", "qwha_quant")
 RATES = (3.16e-4, 1e-3, 3.16e-3)
-SCALES = {"qwha_quant": 100.0}  # of the ladder: a coefficient of a Walsh-Hadamard transform moves every entry of a row, by 1 / sqrt(n)
+SCALES = {"qwha_quant": 100.0}  # of the ladder: chosen after its losses hardly moved at 0.01 (record of 2026-11-26); that more is better is not observed yet
 RUNGS = 8  # a ladder goes on while its best rate is at an end, to this many
 CHOICES = lq.options((2, 3, 4), (8,), (torch.float16,), (32, 64), (256,))  # of the paper's 432, those that change the price most
 
@@ -436,7 +436,7 @@ def report(out: Path) -> None:
         lines += [
             "## Quantised bases", "",
             f"NF4 and NF3 in blocks of 64 with double quantisation (LQ-LoRA: settings by an integer programme at the same number of bits), r = {r['r']} on all linear layers; "
-            f"the words task, {size['steps']} steps of {size['batch']}; ladder {r['rates']}{''.join(f' ({k}: times {v:g})' for k, v in r.get('scales', {}).items())} and on while the best is at an end. A rate with * is the last that was tried: a better one may follow, and its row decides nothing.", "",
+            f"the words task, {size['steps']} steps of {size['batch']}; ladder {r['rates']}{''.join(f' ({k}: times {v:g})' for k, v in r.get('scales', {}).items())} and further where the best was at an end. A rate with * is the last that was tried: a better one may follow, and its row decides nothing.", "",
             "| start | bits | KL before training | rate | test loss (95 %) | minus qlora's (95 %) | right |", "|---|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
         plain = {f["job"][1]: tested(f) for f in rows if f["job"][0] == "qlora"}
