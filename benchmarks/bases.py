@@ -357,7 +357,7 @@ def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quic
             sys.exit(f"{path} was made with another {', '.join(differ)}: move it away, or use --out")
         record["date"], record["until"] = old["date"], record["date"]
         record["found"] = {p: [] for p in parts} | {p: [f for f in jobs if "error" not in f] for p, jobs in old["found"].items()}
-    known = {(p, json.dumps(f["job"])) for p, jobs in record["found"].items() for f in jobs if ended(f)}
+    known = {(p, json.dumps(f["job"])) for p, found in record["found"].items() for f in found if quick or ended(f)}
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
     left = 0
