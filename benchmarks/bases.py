@@ -366,7 +366,7 @@ def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quic
             if (part, json.dumps(key)) not in known:
                 todo.put((part, key))
                 left += 1
-    workers = [context.Process(target=worker, args=(device, quick, data, size, todo, done), daemon=True) for _ in range(jobs)]
+    workers = [context.Process(target=worker, args=(device, quick, data, size, todo, done), daemon=True) for _ in range(min(jobs, left))]
     for w in workers:
         w.start()
     while left:
