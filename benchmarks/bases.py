@@ -40,6 +40,7 @@ import deltaw
 from deltaw import prune
 from deltaw.bench.count import saved_bytes
 from deltaw.bench.interval import interval
+from deltaw.bench.ladder import next_rung
 from deltaw.bench.record import put
 from deltaw.codecs import NF, Dynamic
 from deltaw.convert import site_delta
@@ -55,8 +56,9 @@ R, LENGTH = 16, 256
 CODECS = {4: NF(4, 64, Dynamic()), 3: NF(3, 64, Dynamic())}
 WAYS = ("qlora", "loftq", "lq_lora", "lq_lora_fisher", "qwha_quant")
 RATES = (3.16e-4, 1e-3, 3.16e-3)
-SCALES = {"qwha_quant": 100.0}  # of the ladder: chosen after its losses hardly moved at 0.01 (record of 2026-11-26); that more is better is not observed yet
-RUNGS = 8  # a ladder goes on while its best rate is at an end, to this many
+# Of the ladder: QWHA divides c by sqrt(m) n / s, so a first step of Adam at one rate moves its weights some 1,900 times less than LoRA's
+# (0.25 sqrt(32) / (24 * 576) against 2 sqrt(16) * 0.024, m = n = 576); chosen after its losses hardly moved at 0.01.
+SCALES = {"qwha_quant": 1000.0}
 CHOICES = lq.options((2, 3, 4), (8,), (torch.float16,), (32, 64), (256,))  # of the paper's 432, those that change the price most
 
 
@@ -178,14 +180,9 @@ def quantised(net: Any, job: tuple[Any, ...], data: Any, size: Any, device: str,
 
     rates = [float(f"{rate * SCALES.get(way, 1.0):.3g}") for rate in (RATES[:1] if quick else RATES)]
     out["tuning"] = [run(rate, 0) for rate in rates]
+    while rate := next_rung({f["rate"]: words.value(f) for f in out["tuning"]}, 1 if quick else words.RUNGS):
+        out["tuning"].append(run(rate, 0))
     best = min(out["tuning"], key=words.value)
-    while not quick and len(out["tuning"]) < RUNGS:
-        tried = [f["rate"] for f in out["tuning"]]
-        if min(tried) < best["rate"] < max(tried):
-            break
-        further = words.FACTOR if best["rate"] == max(tried) else 1 / words.FACTOR
-        out["tuning"].append(run(float(f"{best['rate'] * further:.3g}"), 0))
-        best = min(out["tuning"], key=words.value)
     out["rate"] = best["rate"]
     out["runs"] = [run(best["rate"], seed) for seed in size.seeds]
     for r in out["tuning"] + out["runs"]:
@@ -356,6 +353,7 @@ def measure(parts: list[str], device: str, jobs: int, data: Any, size: Any, quic
         if differ:
             sys.exit(f"{path} was made with another {', '.join(differ)}: move it away, or use --out")
         record["date"], record["until"] = old["date"], record["date"]
+        record["machines_before"] = [*old.get("machines_before", []), old["machine"]]
         record["found"] = {p: [] for p in parts} | {p: [f for f in jobs if "error" not in f] for p, jobs in old["found"].items()}
     known = {(p, json.dumps(f["job"])) for p, found in record["found"].items() for f in found if quick or ended(f)}
     context = multiprocessing.get_context("spawn")
@@ -407,7 +405,7 @@ def inside(found: dict[str, Any]) -> bool:
 
 def ended(found: dict[str, Any]) -> bool:
     """False for a job whose ladder stopped too early: it is run again."""
-    return not found.get("tuning") or inside(found) or len(found["tuning"]) >= RUNGS
+    return not found.get("tuning") or inside(found) or len(found["tuning"]) >= words.RUNGS
 
 
 def tested(found: dict[str, Any]) -> dict[int, float]:

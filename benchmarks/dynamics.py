@@ -11,7 +11,7 @@ $DELTAW_CACHE and named by a hash of everything it was made from), adapted to Py
 library). Of every ten blocks of 4,096 bytes one is held out for validation and one for the test.
 
 Each contender gets the same ladder of learning rates, of which the one with the lowest validation loss after a whole run with seed 0
-counts; while that is an end of the ladder, one more rung is tried there. At this rate it is trained with other seeds (a seed
+counts; while that is an end of the ladder, one more rung is tried there, to eight in all. At this rate it is trained with other seeds (a seed
 is the start of the model and the order of its data, the same for all contenders), and the loss on the test part is what is compared, after
 equally many steps on equally many tokens. Intervals are 95 % t-intervals over seeds; contenders are compared by the differences
 seed by seed. All runs are of one thread: losses do not depend on what else is running. Seconds of a step are of the processor, not
@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw.bench.interval import interval
+from deltaw.bench.ladder import next_rung
 from deltaw.bench.record import put
 from deltaw.demo.machine import load_average, machine, versions
 from deltaw.methods.init import INITS
@@ -75,8 +76,7 @@ REST = [
     "post_attention_layernorm",
 ]  # trained in full beside an adapter, from scratch
 BLOCK = 4096  # bytes
-FACTOR = 10**0.5  # between two rungs of the ladder
-MORE = 1  # rungs that may be added at either end
+RUNGS = 8  # to which a ladder grows while its best rate is at an end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,20 +391,12 @@ def one(task: str, config: dict[str, Any], size: Size, basis: Size, rate: float,
     return train(base(basis) if task == "finetune" else fresh(seed), config, Text(task, size), size, rate, seed)
 
 
-def climb(run: Any, rates: tuple[float, ...], more: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def climb(run: Any, rates: tuple[float, ...], most: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Runs over the ladder, longer at the end where the best one is; (all, best)."""
-
-    def value(r: dict[str, Any]) -> float:
-        return math.inf if r["validation"] is None else float(r["validation"])
-
     runs = [run(rate) for rate in rates]
-    for _ in range(more if len(rates) > 1 else 0):
-        best = min(runs, key=value)
-        ends = {min(r["rate"] for r in runs): 1 / FACTOR, max(r["rate"] for r in runs): FACTOR}
-        if best["rate"] not in ends:
-            break
-        runs.append(run(float(f"{best['rate'] * ends[best['rate']]:.3g}")))
-    return runs, min(runs, key=value)
+    while rate := next_rung({r["rate"]: r["validation"] for r in runs}, most):
+        runs.append(run(rate))
+    return runs, min(runs, key=lambda r: math.inf if r["validation"] is None else float(r["validation"]))
 
 
 def child(task: str, name: str, quick: bool, seeds: int) -> None:
@@ -416,7 +408,7 @@ def child(task: str, name: str, quick: bool, seeds: int) -> None:
     config = settled(CONTENDERS[task][name], task, size)
     before = load_average()
     go = functools.partial(one, task, config, size, sizes["base"])
-    tuning, best = climb(lambda rate: go(rate, 0), size.rates, MORE)
+    tuning, best = climb(lambda rate: go(rate, 0), size.rates, 1 if quick else RUNGS)
     ends = min(r["rate"] for r in tuning), max(r["rate"] for r in tuning)
     runs = [] if best["validation"] is None else [go(best["rate"], seed) for seed in size.seeds]
     print(json.dumps({
@@ -592,7 +584,7 @@ def table(record: dict[str, Any]) -> list[str]:
             loss = (f"{p:.4f} ± {ph:.4f}", f"{m:.4f} ± {half:.4f}")
         else:
             loss = ("diverged", "")
-        end = " (end of the ladder)" if found["at_the_end"] else ""
+        end = " (end of the ladder: a better one may follow)" if found["at_the_end"] else ""
         rows.append(
             f"| {name} | {words(found['config'])} | {found['rate']:g}{end} | {loss[0]} | {loss[1]} | "
             f"{statistics.median(r['step_cpu_seconds'] for r in runs):.3f} | {runs[0]['state_bytes'] / 1e6:.2f} MB | {runs[0]['trained']:,} |"

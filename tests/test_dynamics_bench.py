@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltaw.bench.ladder import next_rung
+
 pytest.importorskip("transformers")
 FILE = Path(__file__).parents[1] / "benchmarks" / "dynamics.py"
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -87,16 +89,20 @@ def test_the_ladder_grows_where_the_best_is(script):
     def curve(best):
         return lambda rate: {"rate": rate, "validation": abs(math.log(rate / best))}
 
-    runs, best = script.climb(curve(3e-3), (1e-3, 3.16e-3, 1e-2), 2)
+    runs, best = script.climb(curve(3e-3), (1e-3, 3.16e-3, 1e-2), 5)
     assert len(runs) == 3 and best["rate"] == 3.16e-3
-    runs, best = script.climb(curve(0.03), (1e-3, 3.16e-3, 1e-2), 2)
+    runs, best = script.climb(curve(0.03), (1e-3, 3.16e-3, 1e-2), 8)
     assert [r["rate"] for r in runs] == [1e-3, 3.16e-3, 1e-2, 0.0316, 0.0999] and best["rate"] == 0.0316
-    runs, best = script.climb(curve(1e-9), (1e-3, 3.16e-3, 1e-2), 2)
+    runs, best = script.climb(curve(1e-9), (1e-3, 3.16e-3, 1e-2), 5)
     assert len(runs) == 5 and best["rate"] == min(r["rate"] for r in runs)
-    runs, best = script.climb(
-        lambda rate: {"rate": rate, "validation": None if rate > 2e-3 else 1.0}, (1e-3, 3.16e-3), 1
-    )
-    assert best["rate"] < 3e-3
+    runs, best = script.climb(curve(1e9), (1e-3,), 1)
+    assert len(runs) == 1 and best["rate"] == 1e-3
+
+
+def test_a_ladder_of_diverged_runs_goes_down():
+    assert next_rung({1e-3: None, 1e-2: math.nan}, 8) == 3.16e-4
+    assert next_rung({1e-3: 1.0, 1e-2: None}, 8) == 3.16e-4
+    assert next_rung({3.16e-4: 2.0, 1e-3: 1.0, 1e-2: math.inf}, 8) is None
 
 
 def test_intervals_are_students(script):
@@ -141,7 +147,7 @@ def test_the_page_has_a_table_per_question_and_a_picture(script, tmp_path):
     text = page.read_text()
     assert "| galore against adamw | -0.1000 ± 0.0000 | -0.1000 ± 0.0000 | shows |" in text
     assert "| sst against lora | | | sst diverged |" in text and "fira (not in this version: update fira)" in text
-    assert "0.001 (end of the ladder)" in text and "all weights, galore(r=32, every=40)" in text
+    assert "0.001 (end of the ladder: a better one may follow)" in text and "all weights, galore(r=32, every=40)" in text
     assert "## finetune" in text and "No record yet" in text
     svg = (page.parent / "benchmarks" / "dynamics-pretrain.svg").read_text()
     assert svg.count("<polyline") == 3 and "galore" in svg  # not the one that diverged

@@ -77,6 +77,16 @@ def test_bases_page(tmp_path, monkeypatch):
     assert "take 0.260 of bfloat16's" in text and "| qlora | 4 | 0.1000" in text and "| svd | 20% | 80 | 99.0000 |" in text and "it failed" not in text
 
 
+def test_a_base_whose_ladder_stopped_early_is_run_again():
+    bases = script("bases")
+    found = {"rate": 3e-3, "tuning": [{"rate": r} for r in (1e-3, 3e-3)]}
+    assert not bases.inside(found) and not bases.ended(found)
+    found["tuning"].append({"rate": 1e-2})
+    assert bases.inside(found) and bases.ended(found)
+    at_the_end = {"rate": 1e-3, "tuning": [{"rate": 1e-3 / 2**k} for k in range(bases.words.RUNGS)]}
+    assert not bases.inside(at_the_end) and bases.ended(at_the_end) and bases.ended({"kl": 0.1})
+
+
 def test_a_click_model_is_compressed(tmp_path, monkeypatch):
     clicks = script("clicks")
     monkeypatch.setattr(clicks, "KS", (4,))
