@@ -23,7 +23,7 @@ LAYER = {
     "errors": 0, "spec": 1, "fused": 1, "lowrank": 1, "codecs": 1,
     "sites": 2,
     "methods": 3,
-    "entry": 4, "session": 4, "mixed": 4, "segments": 4, "bank": 4, "signals": 4, "plan": 4, "convert": 4, "merging": 4, "merge": 4, "fuse": 4, "blend": 4, "extrapolate": 4, "files": 4, "attach": 4, "rules": 4, "edits": 4, "prompting": 4, "probe": 4, "passes": 4, "quantise": 4, "prune": 4, "routing": 4, "squeeze": 4, "compress": 4, "search": 4, "continual": 4, "distil": 4, "measures": 4,
+    "entry": 4, "session": 4, "mixed": 4, "segments": 4, "bank": 4, "signals": 4, "plan": 4, "convert": 4, "merging": 4, "merge": 4, "fuse": 4, "blend": 4, "extrapolate": 4, "files": 4, "attach": 4, "rules": 4, "edits": 4, "prompting": 4, "probe": 4, "passes": 4, "quantise": 4, "prune": 4, "routing": 4, "squeeze": 4, "compress": 4, "ratios": 4, "search": 4, "continual": 4, "distil": 4, "measures": 4,
     "route": 4, "train": 4, "optimize": 4, "evolve": 4, "bilevel": 4, "parametrise": 4,
     "interop": 5, "report": 5, "testing": 5, "catalogue": 5, "demo": 5, "bench": 5, "matrix": 5, "study": 5,
     "cli": 6, "__main__": 6,

@@ -340,6 +340,21 @@ def test_squeeze(place, cli, js):
     assert "exactly one" in cli("squeeze", place / "run", "--base", place / "base", "--out", place / "none")[2]
 
 
+def test_compress(place, cli, js):
+    text = place / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    words = ("compress", place / "base", "--data", text, "--length", "32", "--windows", "6", "--ratio", "0.2")
+    found = js(*words, "--out", place / "smaller", "--factored")
+    assert found["parameters"]["after"] < found["parameters"]["before"] and found["ratios"] is None
+    assert json.loads((place / "smaller" / "compressed.json").read_text())["factored"]
+    searched = js(*words, "--search", "2", "--out", place / "searched")
+    assert len(searched["ratios"]) == 14 and len(set(searched["ratios"].values())) > 1
+    assert searched["windows"] == {"calibration": 6, "scored": 6, "searched": 2, "length": 32}
+    assert js("plan", place / "searched", "plan.method=lora")["rows"], "transformers reads it"
+    assert "exists already" in cli(*words, "--out", place / "searched")[2]
+    assert "four windows" in cli("compress", place / "base", "--data", place / "recipe.yaml", "--length", "500")[2]
+
+
 def test_eval(place, cli, js):
     scores = js("eval", place / "run", "--compare", "--max-new-tokens", "4")
     assert scores["adapter"]["loss"] < scores["base"]["loss"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 
 import pytest
@@ -196,3 +197,35 @@ def test_knapsack_and_cut_list_against_all_choices():
         taken.append(sum(found[s] * sizes[s] for s in sizes))
         assert taken[-1] <= target
     assert taken == sorted(taken)
+
+
+def test_ratios_that_are_searched_lose_less_at_the_same_size():
+    """One layer has rank 6 and loses nothing; the search takes from it what the others then keep."""
+    net, x = Net(), torch.cat(data())
+    with torch.no_grad():
+        net.layers[1].weight.copy_(values(24, 6, name="L", dtype=F64) @ values(6, 32, name="R", dtype=F64) / 6)
+    want, before = net(x), {k: v.clone() for k, v in net.state_dict().items()}
+
+    def off(model):
+        return float((model(x) - want).square().mean())
+
+    ratios = deltaw.search_ratios(net, "svd_llm", 0.3, off, data(), grid=(0.1, 0.3, 0.5))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and not any(isinstance(m, Factored) for m in net.layers)
+    assert ratios["layers.1"] == 0.5 and min(ratios.values()) < 0.3
+    alike, searched = copy.deepcopy(net), copy.deepcopy(net)
+    deltaw.compress(alike, "svd_llm", 0.3, data())
+    found = deltaw.compress(searched, "svd_llm", 0.3, data(), ratios=ratios)
+    assert found.after <= 0.7 * found.before + 40 and off(searched) < off(alike)
+    assert all((v["rank"] is None) == (ratios[k] == 0) for k, v in found.sites.items())
+    with pytest.raises(SpecError, match="offer smaller ones"):
+        deltaw.search_ratios(net, "svd", 0.6, off, grid=(0.1,))
+    with pytest.raises(SpecError, match="between 0 and 1"):
+        deltaw.search_ratios(net, "svd", 0.6, off, grid=(0.0,))
+
+
+def test_a_search_that_fails_leaves_the_model_as_it_was():
+    net = Net()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(ZeroDivisionError):
+        deltaw.search_ratios(net, "svd", 0.3, lambda model: 1 / 0)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

@@ -23,6 +23,7 @@ from .plan import Plan, Preview, preview
 from .probe import Stats, probe
 from .prompting import context_loss, prefill, tasks
 from .quantise import keep_gguf, quantise, requantise
+from .ratios import search_ratios
 from .route import route
 from .routing import watch_routing
 from .search import search_ranks
@@ -35,5 +36,5 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Adapted", "Bank", "Fused", "Plan", "Preview", "Setting", "Stats", "activate", "adapters", "attach", "base_shapes", "blend", "compress",
     "context_loss", "disabled", "distil", "errors", "fused", "interop", "keep_gguf", "load", "load_compressed", "methods", "mup", "next_task", "ops", "optimizer", "prefill", "preview", "probe",
-    "prompts", "quantise", "read", "requantise", "route", "rows", "save_compressed", "search_ranks", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup", "watch_routing",
+    "prompts", "quantise", "read", "requantise", "route", "rows", "save_compressed", "search_ranks", "search_ratios", "squeeze", "stack", "suggest_lr", "tasks", "testing", "umup", "watch_routing",
 ]  # fmt: skip

@@ -76,15 +76,14 @@ def compress(
 ) -> Compressed:
     """Replace the weights of a model's linear layers, in place, by what a compressor makes of them; returns what that did.
 
-    ratio: the share of each layer's numbers that is REMOVED (ratios: another one by site). A factorised layer becomes two linear
+    ratio: the share of each layer's numbers that is REMOVED (ratios: another one by site, 0: it stays; deltaw.search_ratios finds them). A factorised layer becomes two linear
     layers, `down` and `up`, where that has fewer numbers; a pruned one stays what it is. batches: calibration data, as for
     deltaw.probe; sites that read the same input share its measurement. sequential: layer after layer, each measured behind the ones that are
     compressed already (a pass over the batches for every layer). refit: `up` once more by least squares on all inputs, sum |W x - L R x|².
     Tied weights, heads and embeddings are left alone: name the layers. Errors: SpecError for data that is missing or a ratio outside (0, 1).
     """
     chosen: Any = one_of(COMPRESSORS, method, "weight")
-    every = {None: ratio} | dict(ratios or {})
-    if bad := [v for v in every.values() if not 0 < v < 1]:
+    if bad := [v for v in (ratio, *(v for v in (ratios or {}).values() if v)) if not 0 < v < 1]:
         raise SpecError(f"ratio is the share that is removed, between 0 and 1; found {bad[0]}")
     sites = [s for s in find(model, targets, exclude) if isinstance(s.module, nn.Linear)]
     if not sites:
@@ -98,8 +97,9 @@ def compress(
     for group in layers(sites) if sequential and needs else [sites]:
         stats = probe(model, batches, [s.name for s in group], sorted(needs), forward=forward or forward_of, keep=_device(model)) if needs else None
         for site in group:
-            found = stats.sites[site.name] if stats is not None else {}
-            out.sites[site.name] = replaced(model, site, chosen, found, 1 - (ratios or {}).get(site.name, ratio), refit)
+            found, share = stats.sites[site.name] if stats is not None else {}, (ratios or {}).get(site.name, ratio)
+            stays = {"rank": None, "error": 0.0, "kept": "its share is 0"}
+            out.sites[site.name] = replaced(model, site, chosen, found, 1 - share, refit) if share else stays
             if progress is not None:
                 progress(len(out.sites), len(sites))
     out.after = count(model)

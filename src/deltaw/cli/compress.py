@@ -23,6 +23,7 @@ def run(
     exclude: Annotated[str, typer.Option(help="Layers to leave alone, as a regular expression.")] = "lm_head",
     windows: Annotated[int, typer.Option(help="Calibration and scoring windows at most, each.")] = 64,
     length: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
+    search: Annotated[int, typer.Option(help="Find every layer's share by trying each alone at 10 to 60 percent, scored on this many calibration windows; 0: all alike.")] = 0,
     sequential: Annotated[bool, typer.Option("--sequential", help="Measure each layer behind the compressed ones.")] = False,
     refit: Annotated[bool, typer.Option("--refit", help="Fit the second factor again by least squares.")] = False,
     factored: Annotated[bool, typer.Option("--factored", help="Save the factors (for deltaw.load_compressed) instead of dense weights.")] = False,
@@ -34,6 +35,7 @@ def run(
 
     from ..compress import compress, count, dense, save_compressed
     from ..errors import SpecError
+    from ..ratios import search_ratios
     from ..train import load_base
 
     if out is not None and out.exists():
@@ -46,18 +48,17 @@ def run(
     rows = ids[: many * length].view(many, length)
     calibration, held = rows[: 3 * many // 4][:windows], rows[3 * many // 4 :][:windows]
     before = {"perplexity": perplexity(net, held), **speed(net, held)}
-    bar = progress(json)
-    found = compress(
-        net, method, ratio, [{"input_ids": r[None]} for r in calibration], targets=targets, exclude=[exclude] if exclude else [],
-        sequential=sequential, refit=refit, progress=bar,
-    )  # fmt: skip
+    where: Any = {"targets": targets, "exclude": [exclude] if exclude else []}
+    batches = [{"input_ids": r[None]} for r in calibration]
+    ratios = search_ratios(net, method, ratio, lambda m: perplexity(m, calibration[:search]), batches, **where, progress=progress(json, "trials")) if search > 0 else None
+    found = compress(net, method, ratio, batches, **where, ratios=ratios, sequential=sequential, refit=refit, progress=progress(json, "layers"))
     if not json:
         say()
     after = {"perplexity": perplexity(net, held), **speed(net, held)}
     facts: dict[str, Any] = {
         "model": model, "method": method, "ratio": ratio, "parameters": {"before": found.before, "after": found.after}, "before": before,
         "after": after, "prefill_ratio": after["prefill_seconds"] / before["prefill_seconds"], "token_ratio": after["token_seconds"] / before["token_seconds"],
-        "windows": {"calibration": len(calibration), "scored": len(held), "length": length}, "sites": found.sites,
+        "windows": {"calibration": len(calibration), "scored": len(held), "searched": search, "length": length}, "ratios": ratios, "sites": found.sites,
     }  # fmt: skip
     if out is not None:
         if factored:
@@ -100,13 +101,13 @@ def speed(net: Any, rows: Any) -> dict[str, float]:
     return {"prefill_seconds": sorted(prefill[1:])[2], "token_seconds": sorted(token[1:])[2]}
 
 
-def progress(quiet: bool) -> Any:
-    """A line that counts layers, on a terminal."""
+def progress(quiet: bool, what: str) -> Any:
+    """A line that counts them, on a terminal."""
     import sys
 
     if quiet or not sys.stderr.isatty():
         return None
-    return lambda done, total: print(f"\r{done} of {total} layers", end="", file=sys.stderr, flush=True)
+    return lambda done, total: print(f"\r{done} of {total} {what}", end="", file=sys.stderr, flush=True)
 
 
 def _save_dense(net: Any, tokenizer: Any, out: Path, facts: dict[str, Any]) -> None:

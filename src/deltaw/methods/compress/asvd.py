@@ -13,7 +13,7 @@ from .factorise import factorise
 class ASVD:
     """min |(W - W') diag(d)|_F over rank k, d_j = (mean |x_j|)^a + 1e-6; k = floor(keep m n / (m + n)) rounded up to a multiple of align.
 
-    Its search of a ratio for every site is allocators.cut_list, over measured perplexities: deltaw.compress(..., keep={site: share}).
+    Its search of a ratio for every site is deltaw.search_ratios, over measured perplexities (`deltaw compress --search`).
     Source: Yuan et al. 2023 and its code (a 0.5, the sum over batches of mean |x|: the same up to one factor). Trap: rounding up may cost
     more than the dense weight near keep = 1.
     """
