@@ -7,10 +7,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 from train_kit import tiny_model
 
 import deltaw
 from deltaw.errors import ShapeError, SpecError
+from deltaw.methods.convolution import channels, spatial
 from deltaw.methods.remade import Remade
 from deltaw.methods.rules.trp import cut
 from deltaw.methods.update.algebra.kls import rank_at
@@ -220,6 +222,35 @@ def test_a_cut_is_the_smallest_that_keeps_its_share(energy):
     assert k == 1 or all_[: k - 1].square().sum() < energy * total
     torch.testing.assert_close(torch.linalg.svdvals(U @ V)[:k], torch.ones(k).double())
     assert int(torch.linalg.matrix_rank((U * S) @ V)) == k
+
+
+def test_a_kernel_cut_by_columns_and_rows_is_two_convolutions():
+    N, C, kh, kw = 5, 3, 3, 2
+    W, x = values(N, C * kh * kw, name="K"), values(2, C, 7, 6, name="x")
+    M = spatial(W, (kh, kw))
+    assert M.shape == (C * kh, N * kw) and torch.equal(channels(M, (kh, kw)), W)
+    U, S, V = cut(M, 0.7)
+    k = len(S)
+    assert k < min(M.shape)
+    columns = (U * S).mT.reshape(k, C, kh, 1)
+    rows = V.reshape(k, N, 1, kw).transpose(0, 1)
+    kernel = channels((U * S) @ V, (kh, kw)).view(N, C, kh, kw)
+    torch.testing.assert_close(conv2d(conv2d(x, columns), rows), conv2d(x, kernel))
+
+
+def test_trp_cuts_kernels_in_either_form():
+    model = settle(torch.nn.Sequential(torch.nn.Conv2d(3, 5, (3, 2))), torch.float64)
+    for method, form in ((METHODS["trp"](energy=0.6, every=1), lambda W: W), (METHODS["trp"](energy=0.6, every=1, kernel=(3, 2)), lambda W: spatial(W, (3, 2)))):
+        adapted = deltaw.attach(model, deltaw.Plan(method, targets=["0"]))
+        optimizer = adapted.optimizer(1e-3)
+        model(values(2, 3, 7, 6, name="x")).square().mean().backward()
+        optimizer.step()
+        D = adapted.entries()["0"].get("D").detach()
+        full = min(form(D).shape)
+        assert int(torch.linalg.matrix_rank(form(D))) < full
+        adapted.detach()
+    with pytest.raises(SpecError, match="divide the 18 inputs"):
+        deltaw.attach(model, deltaw.Plan(METHODS["trp"](kernel=(5, 2)), targets=["0"])).optimizer(1e-3)
 
 
 def test_trp_that_cuts_nothing_is_plain_training():

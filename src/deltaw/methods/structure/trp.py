@@ -15,7 +15,8 @@ class TRP(Method):
     """W' = D, D (m, n) trained, started as W; the rule "trp" cuts D to the rank that keeps a share `energy` of its squares.
 
     Every `every` steps D <- U_k diag(S_k) V_k, and the next step's gradient gets penalty · U_k V_k, a subgradient of the
-    nuclear norm. Kernels count as m x (c k²) ("NC" in the source). Count: m n. The first output is the base's.
+    nuclear norm. Kernels count as m x (c kh kw) ("NC" in the source), with kernel = (kh, kw) as
+    (c kh) x (m kw) ("VH"). Count: m n. The first output is the base's.
     Source: Xu et al. 2020 and its code (energy 0.9, penalty 3e-4, every 5 of the script; SGD with momentum 0.9).
     Trap: what training has put into small singular values since the last cut is lost at the next one, so too small an
     `energy` stops the learning; the result is dense, of low rank only just after a cut.
@@ -28,6 +29,7 @@ class TRP(Method):
     energy: float = 0.9
     penalty: float = 3e-4
     every: int = 5
+    kernel: tuple[int, ...] = ()
 
     def params(self, m: int, n: int) -> Declared:
         return {"D": Param((m, n), lambda start, _: start.dense())}
@@ -36,4 +38,4 @@ class TRP(Method):
         return Dense(p.D)
 
     def rules(self) -> tuple[Any, ...]:
-        return (RULES["trp"](self.energy, self.penalty, self.every),)
+        return (RULES["trp"](self.energy, self.penalty, self.every, kernel=self.kernel),)
