@@ -435,7 +435,7 @@ def report(out: Path) -> None:
             "## Quantised bases", "",
             f"NF4 and NF3 in blocks of 64 with double quantisation (LQ-LoRA: settings by an integer programme at the same number of bits), r = {r['r']} on all linear layers; "
             f"the words task, {size['steps']} steps of {size['batch']}; ladder {r['rates']}{''.join(f' ({k}: times {v:g})' for k, v in r.get('scales', {}).items())} and further where the best was at an end. A rate with * is the last that was tried: a better one may follow, and its row decides nothing."
-            + (" QWHA divides its coefficients by sqrt(m) n / s, so its rates are others; this ladder was set after one like LoRA's, up to 0.01, had hardly moved its loss (4.8 and 5.0)."
+            + (" QWHA divides its coefficients by sqrt(m) n / s, so its rates are others; this ladder was set after one like LoRA's, up to 0.01, had hardly moved its loss."
                if "qwha_quant" in r.get("scales", {}) else ""), "",
             "| start | bits | KL before training | rate | test loss (95 %) | minus qlora's (95 %) | right |", "|---|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
