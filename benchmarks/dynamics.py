@@ -11,7 +11,7 @@ $DELTAW_CACHE and named by a hash of everything it was made from), adapted to Py
 library). Of every ten blocks of 4,096 bytes one is held out for validation and one for the test.
 
 Each contender gets the same ladder of learning rates, of which the one with the lowest validation loss after a whole run with seed 0
-counts; while that is an end of the ladder, one more rung is tried there, to eight in all. At this rate it is trained with other seeds (a seed
+counts; while that is an end of the ladder, one more rung is tried there, to twelve in all. At this rate it is trained with other seeds (a seed
 is the start of the model and the order of its data, the same for all contenders), and the loss on the test part is what is compared, after
 equally many steps on equally many tokens. Intervals are 95 % t-intervals over seeds; contenders are compared by the differences
 seed by seed. All runs are of one thread: losses do not depend on what else is running. Seconds of a step are of the processor, not
@@ -76,7 +76,7 @@ REST = [
     "post_attention_layernorm",
 ]  # trained in full beside an adapter, from scratch
 BLOCK = 4096  # bytes
-RUNGS = 8  # to which a ladder grows while its best rate is at an end
+RUNGS = 12  # to which a ladder grows while its best rate is at an end
 
 
 @dataclasses.dataclass(frozen=True)
