@@ -44,6 +44,7 @@ def loss_of(model, step, dtype=torch.float32):
 
 def test_adalora_allocates_as_peft_does_over_60_steps():
     peft = pytest.importorskip("peft")
+    torch.manual_seed(1)  # PEFT draws its start from here; not every start ends in unequal ranks
     total, settings = 60, {"target_r": 3, "tinit": 5, "tfinal": 10, "deltaT": 3, "orth_reg_weight": 0.3}
     net = Net()
     config = peft.AdaLoraConfig(
