@@ -221,6 +221,8 @@ def test_ratios_that_are_searched_lose_less_at_the_same_size():
         deltaw.search_ratios(net, "svd", 0.6, off, grid=(0.1,))
     with pytest.raises(SpecError, match="between 0 and 1"):
         deltaw.search_ratios(net, "svd", 0.6, off, grid=(0.0,))
+    with pytest.raises(SpecError, match="calibration batches"):
+        deltaw.search_ratios(net, "svd_llm", 0.6, off)
 
 
 def test_a_search_that_fails_leaves_the_model_as_it_was():

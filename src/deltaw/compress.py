@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,34 +76,49 @@ def compress(
 ) -> Compressed:
     """Replace the weights of a model's linear layers, in place, by what a compressor makes of them; returns what that did.
 
-    ratio: the share of each layer's numbers that is REMOVED (ratios: another one by site, 0: it stays; deltaw.search_ratios finds them). A factorised layer becomes two linear
-    layers, `down` and `up`, where that has fewer numbers; a pruned one stays what it is. batches: calibration data, as for
-    deltaw.probe; sites that read the same input share its measurement. sequential: layer after layer, each measured behind the ones that are
+    ratio: the share of each layer's numbers that is REMOVED (ratios: another one by site, 0: it stays; deltaw.search_ratios finds them).
+    A factorised layer becomes two linear layers, `down` and `up`, where that has fewer numbers; a pruned one stays what it is. batches:
+    calibration data, as for deltaw.probe; sites that read the same input share its measurement. sequential: layer after layer, each measured behind the ones that are
     compressed already (a pass over the batches for every layer). refit: `up` once more by least squares on all inputs, sum |W x - L R x|².
     Tied weights, heads and embeddings are left alone: name the layers. Errors: SpecError for data that is missing or a ratio outside (0, 1).
     """
     chosen: Any = one_of(COMPRESSORS, method, "weight")
     if bad := [v for v in (ratio, *(v for v in (ratios or {}).values() if v)) if not 0 < v < 1]:
         raise SpecError(f"ratio is the share that is removed, between 0 and 1; found {bad[0]}")
-    sites = [s for s in find(model, targets, exclude) if isinstance(s.module, nn.Linear)]
-    if not sites:
-        raise SpecError("no linear layer among the targets")
+    sites = linear_sites(model, targets, exclude)
     if unknown := sorted(set(ratios or {}) - {s.name for s in sites}):
         raise SpecError(f"a ratio for '{unknown[0]}', which is no linear layer among the targets")
     needs = set(chosen.needs) | ({"inputs"} if refit else set())
-    if needs and not len(batches):
-        raise SpecError(f"'{chosen.key}' looks at {', '.join(sorted(needs))}: give calibration batches")
     out = Compressed(chosen, 1 - ratio, count(model), 0)
     for group in layers(sites) if sequential and needs else [sites]:
-        stats = probe(model, batches, [s.name for s in group], sorted(needs), forward=forward or forward_of, keep=_device(model)) if needs else None
+        stats = measured(model, chosen, group, needs, batches, forward)
         for site in group:
-            found, share = stats.sites[site.name] if stats is not None else {}, (ratios or {}).get(site.name, ratio)
+            share = (ratios or {}).get(site.name, ratio)
             stays = {"rank": None, "error": 0.0, "kept": "its share is 0"}
-            out.sites[site.name] = replaced(model, site, chosen, found, 1 - share, refit) if share else stays
+            out.sites[site.name] = replaced(model, site, chosen, stats.get(site.name, {}), 1 - share, refit) if share else stays
             if progress is not None:
                 progress(len(out.sites), len(sites))
     out.after = count(model)
     return out
+
+
+def linear_sites(model: nn.Module, targets: Any, exclude: Any) -> list[Site]:
+    """The linear layers among the targets; at least one."""
+    sites = [s for s in find(model, targets, exclude) if isinstance(s.module, nn.Linear)]
+    if not sites:
+        raise SpecError("no linear layer among the targets")
+    return sites
+
+
+def measured(
+    model: nn.Module, chosen: Any, sites: list[Site], needs: Collection[str], batches: Sequence[Any], forward: Callable[[Any, Any], Any] | None
+) -> dict[str, dict[str, Tensor]]:
+    """site -> what a compressor looks at there, on the model's device; nothing for one that looks at weights alone."""
+    if not needs:
+        return {}
+    if not len(batches):
+        raise SpecError(f"'{chosen.key}' looks at {', '.join(sorted(needs))}: give calibration batches")
+    return probe(model, batches, [s.name for s in sites], sorted(needs), forward=forward or forward_of, keep=_device(model)).sites
 
 
 def replaced(model: nn.Module, site: Site, chosen: Any, stats: dict[str, Tensor], keep: float, refit: bool) -> dict[str, Any]:

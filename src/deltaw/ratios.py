@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .compress import Factored, replaced
+from .compress import Factored, linear_sites, measured, replaced
 from .errors import SpecError
 from .methods.compress import COMPRESSORS
 from .methods.rank.allocators import cut_list
-from .passes import Progress, forward_of
+from .passes import Progress
 from .plan import one_of
-from .probe import probe
-from .sites import find
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # the shares removed that ASVD tries
 
@@ -45,10 +43,8 @@ def search_ratios(
     chosen: Any = one_of(COMPRESSORS, method, "weight")
     if not grid or not all(0 < g < 1 for g in (*grid, ratio)):
         raise SpecError(f"ratio and grid are shares that are removed, between 0 and 1; found {ratio:g} and {tuple(grid)}")
-    sites = [s for s in find(model, targets, exclude) if isinstance(s.module, nn.Linear)]
-    if not sites:
-        raise SpecError("no linear layer among the targets")
-    stats = probe(model, batches, [s.name for s in sites], sorted(chosen.needs), forward=forward or forward_of) if chosen.needs else None
+    sites = linear_sites(model, targets, exclude)
+    stats = measured(model, chosen, sites, chosen.needs, batches, forward)
     sizes = {s.name: sum(p.numel() for p in s.module.parameters()) for s in sites}
     left: dict[tuple[str, float], int] = {}
     triples = []
@@ -58,7 +54,7 @@ def search_ratios(
         parent, _, name = site.name.rpartition(".")
         for g in grid:
             try:
-                replaced(model, site, chosen, stats.sites[site.name] if stats is not None else {}, 1 - g, False)
+                replaced(model, site, chosen, stats.get(site.name, {}), 1 - g, False)
                 new = model.get_submodule(site.name)
                 pruned = int((weight != 0).sum() - (layer.weight != 0).sum())
                 left[site.name, 1 - g] = sum(p.numel() for p in new.parameters()) if isinstance(new, Factored) else sizes[site.name] - pruned
