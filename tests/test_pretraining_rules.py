@@ -20,6 +20,7 @@ from deltaw.ops import Dense
 from deltaw.plan import Plan
 from deltaw.spec import METHODS, RULES
 from deltaw.testing.closed import closed
+from deltaw.testing.closed.hand import adam
 from deltaw.testing.tiny import Tiny, settle, values
 
 METHOD = {
@@ -238,17 +239,34 @@ def test_a_kernel_cut_by_columns_and_rows_is_two_convolutions():
     torch.testing.assert_close(conv2d(conv2d(x, columns), rows), conv2d(x, kernel))
 
 
-def test_trp_cuts_kernels_in_either_form():
-    model = settle(torch.nn.Sequential(torch.nn.Conv2d(3, 5, (3, 2))), torch.float64)
-    for method, form in ((METHODS["trp"](energy=0.6, every=1), lambda W: W), (METHODS["trp"](energy=0.6, every=1, kernel=(3, 2)), lambda W: spatial(W, (3, 2)))):
-        adapted = deltaw.attach(model, deltaw.Plan(method, targets=["0"]))
-        optimizer = adapted.optimizer(1e-3)
-        model(values(2, 3, 7, 6, name="x")).square().mean().backward()
+@pytest.mark.parametrize("kernel", [(), (3, 2)])
+def test_trp_cuts_and_pushes_kernels_in_either_form(kernel):
+    """Two steps against Adam on the kernel, cut and pushed by hand."""
+    model, rate, penalty = settle(nn.Sequential(nn.Conv2d(3, 5, (3, 2), bias=False)), torch.float64), 1e-2, 0.05
+    W, x = model[0].weight.detach().clone(), values(2, 3, 7, 6, name="x")
+    adapted = deltaw.attach(model, deltaw.Plan(METHODS["trp"](energy=0.6, penalty=penalty, every=1, kernel=kernel), targets=["0"]))
+    optimizer, push = adapted.optimizer(rate), torch.zeros_like(W)
+    state = {}
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
         optimizer.step()
-        D = adapted.entries()["0"].get("D").detach()
-        full = min(form(D).shape)
-        assert int(torch.linalg.matrix_rank(form(D))) < full
-        adapted.detach()
+        W.requires_grad_()
+        (G,) = torch.autograd.grad(conv2d(x, W).square().mean(), W)
+        W = W.detach() - adam(G + penalty * push, state, rate)
+        M = W.permute(1, 2, 0, 3).reshape(9, 10) if kernel else W.reshape(5, 18)
+        U, S, V = cut(M, 0.6)
+        assert len(S) < min(M.shape)
+
+        def back(M):
+            return M.view(3, 3, 5, 2).permute(2, 0, 1, 3) if kernel else M.view(5, 3, 3, 2)
+
+        W, push = back((U * S) @ V), back(U @ V)
+        torch.testing.assert_close(adapted.entries()["0"].get("D"), W.reshape(5, 18), rtol=0, atol=1e-9)
+
+
+def test_a_kernel_that_does_not_fit_is_refused():
+    model = settle(nn.Sequential(nn.Conv2d(3, 5, (3, 2))), torch.float64)
     with pytest.raises(SpecError, match="divide the 18 inputs"):
         deltaw.attach(model, deltaw.Plan(METHODS["trp"](kernel=(5, 2)), targets=["0"])).optimizer(1e-3)
 
