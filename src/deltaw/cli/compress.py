@@ -23,7 +23,7 @@ def run(
     exclude: Annotated[str, typer.Option(help="Layers to leave alone, as a regular expression.")] = "lm_head",
     windows: Annotated[int, typer.Option(help="Calibration and scoring windows at most, each.")] = 64,
     length: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
-    search: Annotated[int, typer.Option(help="Find every layer's share by trying each alone at 10 to 60 percent, scored on this many calibration windows; 0: all alike.")] = 0,
+    search: Annotated[int, typer.Option(min=0, help="Find every layer's share by trying each alone at 10 to 60 percent, scored on this many calibration windows; 0: all alike.")] = 0,
     sequential: Annotated[bool, typer.Option("--sequential", help="Measure each layer behind the compressed ones.")] = False,
     refit: Annotated[bool, typer.Option("--refit", help="Fit the second factor again by least squares.")] = False,
     factored: Annotated[bool, typer.Option("--factored", help="Save the factors (for deltaw.load_compressed) instead of dense weights.")] = False,
