@@ -40,6 +40,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": usable,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **({"cpu_capability_asked": asked} if (asked := os.environ.get("ATEN_CPU_CAPABILITY")) else {}),  # then it is less than the CPU has
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         "system": platform.platform(),
     }
